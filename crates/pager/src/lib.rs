@@ -1,1 +1,7 @@
-//! Under construction.
+//! The out-of-process pager.
+
+mod config;
+mod summary;
+
+pub use config::{Config, Limit, Spill};
+pub use summary::{Backing, Faults, Summary, Timed, Unpaged};

@@ -1,0 +1,32 @@
+//! What a run is asked to do. Plain data; the front door fills it in.
+
+use std::path::PathBuf;
+
+/// The bound on all anonymous memory of the tree and of the pager.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Limit {
+    /// This many bytes.
+    Bytes(u64),
+    /// What the machine or the surrounding control groups leave, read again each second.
+    Auto,
+}
+
+/// Where cold pages go that the pool does not hold.
+#[derive(Clone, Debug)]
+pub struct Spill {
+    /// A directory on a real file system.
+    pub dir: PathBuf,
+    /// Bytes that the spill file may take at most.
+    pub max: u64,
+}
+
+/// A run's settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The bound on memory.
+    pub limit: Limit,
+    /// The compressed pool's limit in bytes; half of the memory limit if `None`.
+    pub pool_max: Option<u64>,
+    /// The spill file; without one, pages that find no place stay resident over the limit.
+    pub spill: Option<Spill>,
+}
