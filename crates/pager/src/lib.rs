@@ -1,6 +1,7 @@
 //! The out-of-process pager.
 
 mod config;
+pub mod proto;
 mod summary;
 
 pub use config::{Config, Limit, Spill};

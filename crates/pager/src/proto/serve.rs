@@ -1,0 +1,94 @@
+//! Faults: a page with a slot is copied back with its neighbours, a page without one is a first touch.
+
+use vswap_core::SlotId;
+
+use super::message::{Answer, Command, Effect, Fault, Stop};
+use super::space::{AddressSpace, Job, PAGE};
+
+impl AddressSpace {
+    /// The job that serves a fault; `None` if the fault has to wait for memory.
+    pub(super) fn serve(&mut self, fault: Fault) -> Option<Job> {
+        let addr = fault.addr & !(PAGE - 1);
+        if let Some(first) = self.table.get(addr) {
+            let window = self.streams.window(fault.tid, addr / PAGE);
+            let mut slots = vec![first.slot];
+            while (slots.len() as u64) < window
+                && let Some(next) = self.table.get(addr + slots.len() as u64 * PAGE)
+            {
+                slots.push(next.slot);
+            }
+            let pages = slots.len() as u64;
+            return Some(Job::Serving { fault, slots, pages });
+        }
+        if self.throttled {
+            self.held.push_back(fault);
+            return None;
+        }
+        let end = self.registered.find(addr).map_or(addr + PAGE, |range| range.end);
+        let window = self.streams.window(fault.tid, addr / PAGE).min((end - addr) / PAGE);
+        let mut pages = 1;
+        while pages < window && self.table.get(addr + pages * PAGE).is_none() {
+            pages += 1;
+        }
+        Some(Job::Serving { fault, slots: Vec::new(), pages })
+    }
+
+    /// The command of a serving job.
+    pub(super) fn install(&self, fault: Fault, slots: &[SlotId], pages: u64) -> Command {
+        let addr = fault.addr & !(PAGE - 1);
+        match slots {
+            [] => Command::Zero { addr, pages, fault },
+            slots => Command::Copy { addr, slots: slots.to_vec(), fault },
+        }
+    }
+
+    /// What came of it.
+    pub(super) fn served(&mut self, fault: Fault, slots: usize, pages: u64, answer: Answer) {
+        let Answer::Installed(done, stop) = answer else {
+            return self.stop(format!("unexpected answer {answer:?} to an install"));
+        };
+        let addr = fault.addr & !(PAGE - 1);
+        if done > 0 {
+            let range = addr..addr + done * PAGE;
+            self.owed.remove(range.clone());
+            if slots > 0 {
+                self.drop_slots(range);
+                self.warm.set(addr);
+            }
+            self.streams.ended_at(fault.tid, addr / PAGE + done);
+            self.effects.push_back(Effect::Served(fault));
+        }
+        let next = addr + done * PAGE;
+        match stop {
+            Stop::Complete => {}
+            Stop::Changing => {
+                self.open();
+                if done == 0 {
+                    self.ready.push_back(fault);
+                }
+            }
+            // The command was guarded, so no event is unread: the model itself is wrong.
+            Stop::Exists if slots > 0 => {
+                self.stop(format!("a page is present at {next:#x}, whose contents are in {:?}", self.table.get(next)));
+            }
+            Stop::Exists | Stop::Missing if done > 0 => {}
+            Stop::Missing if pages > 1 => {
+                // The run crossed the end of a mapping: once more with the page alone.
+                self.streams.ended_at(fault.tid, 0);
+                self.ready.push_front(fault);
+            }
+            Stop::Exists => self.wake(fault),
+            Stop::Missing => {
+                // Nothing registered is there and no event is unread: what the table holds for it is stale.
+                self.counters.stale += self.drop_slots(addr..addr + PAGE) as u64;
+                self.wake(fault);
+            }
+        }
+    }
+
+    /// Lets a thread look again at a page that needs nothing from us.
+    fn wake(&mut self, fault: Fault) {
+        self.effects.push_back(Effect::Served(fault));
+        self.effects.push_back(Effect::Wake(fault.addr & !(PAGE - 1)));
+    }
+}

@@ -1,0 +1,456 @@
+//! Each rule of the protocol on a small history, with a kernel that answers as scripted.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use vswap_core::SlotId;
+
+use super::space::PAGE;
+use super::*;
+
+/// A kernel of one address space: what is registered and present, and whether a change is being counted.
+#[derive(Default)]
+struct Kernel {
+    mappings: Vec<Range<u64>>,
+    registered: RangeSet,
+    present: HashMap<u64, u64>,
+    changing: bool,
+    next_slot: u64,
+    contents: HashMap<SlotId, u64>,
+    refs: HashMap<SlotId, i64>,
+    log: Vec<Command>,
+    children: Vec<(ChildKey, AddressSpace)>,
+    stops: Vec<String>,
+    closed: Vec<ChildKey>,
+}
+
+impl Kernel {
+    fn execute(&mut self, command: Command) -> Answer {
+        self.log.push(command.clone());
+        match command {
+            Command::Mremap(..) => Answer::Done,
+            Command::Mapping(at) => Answer::Mapping(
+                self.mappings
+                    .iter()
+                    .filter(|m| m.end > at)
+                    .min_by_key(|m| m.start)
+                    .map(|m| Mapping { range: m.clone(), evictable: true }),
+            ),
+            Command::Register(range) => {
+                for mapping in &self.mappings {
+                    if mapping.start < range.end && range.start < mapping.end {
+                        self.registered.insert(mapping.start.max(range.start)..mapping.end.min(range.end));
+                    }
+                }
+                Answer::Done
+            }
+            Command::Scan(range, most) => {
+                let mut pages: Vec<_> = self.present.keys().copied().filter(|a| range.contains(a)).collect();
+                pages.sort_unstable();
+                pages.truncate(most as usize);
+                let next = pages.last().map_or(range.end, |last| last + PAGE);
+                Answer::Scanned(pages.into_iter().map(|a| a..a + PAGE).collect(), next)
+            }
+            _ if self.changing => match command {
+                Command::Copy { .. } | Command::Zero { .. } => Answer::Installed(0, Stop::Changing),
+                Command::Move(_) => Answer::Moved(Vec::new(), true),
+                _ => Answer::Changing,
+            },
+            Command::Probe => Answer::Done,
+            Command::ProbePage(addr) => {
+                if self.registered.contains(addr) { Answer::Done } else { Answer::Refused }
+            }
+            Command::Copy { addr, slots, .. } => {
+                for (i, slot) in slots.iter().enumerate() {
+                    let at = addr + i as u64 * PAGE;
+                    assert!(self.refs[slot] > 0, "a slot is read that nobody holds");
+                    if !self.registered.contains(at) {
+                        return Answer::Installed(i as u64, Stop::Missing);
+                    }
+                    if self.present.contains_key(&at) {
+                        return Answer::Installed(i as u64, Stop::Exists);
+                    }
+                    self.present.insert(at, self.contents[slot]);
+                }
+                Answer::Installed(slots.len() as u64, Stop::Complete)
+            }
+            Command::Zero { addr, pages, .. } => {
+                for i in 0..pages {
+                    let at = addr + i * PAGE;
+                    if !self.registered.contains(at) {
+                        return Answer::Installed(i, Stop::Missing);
+                    }
+                    if self.present.contains_key(&at) {
+                        return Answer::Installed(i, Stop::Exists);
+                    }
+                    self.present.insert(at, 0);
+                }
+                Answer::Installed(pages, Stop::Complete)
+            }
+            Command::Move(runs) => {
+                let mut moved = Vec::new();
+                for addr in runs.into_iter().flat_map(|run| run.step_by(PAGE as usize)) {
+                    assert!(self.registered.contains(addr), "moved out of an unregistered mapping");
+                    let Some(value) = self.present.remove(&addr) else { continue };
+                    self.next_slot += 1;
+                    let slot = SlotId::new(self.next_slot).unwrap();
+                    self.contents.insert(slot, value);
+                    self.refs.insert(slot, 1);
+                    moved.push((addr, slot));
+                }
+                Answer::Moved(moved, false)
+            }
+        }
+    }
+
+    fn run(&mut self, space: &mut AddressSpace) {
+        loop {
+            self.effects(space);
+            let Some(command) = space.next() else { break };
+            let answer = self.execute(command);
+            space.answer(answer);
+        }
+        self.effects(space);
+    }
+
+    fn effects(&mut self, space: &mut AddressSpace) {
+        while let Some(effect) = space.effect() {
+            match effect {
+                Effect::Free(slots) => slots.iter().for_each(|s| *self.refs.get_mut(s).unwrap() -= 1),
+                Effect::Dup(slots) => slots.iter().for_each(|s| *self.refs.get_mut(s).unwrap() += 1),
+                Effect::Forked(key, child) => self.children.push((key, *child)),
+                Effect::Closed(keys) => self.closed.extend(keys),
+                Effect::FailStop(why) => self.stops.push(why),
+                Effect::Served(_) | Effect::Wake(_) => {}
+            }
+        }
+        assert!(self.refs.values().all(|&n| n >= 0), "a slot was freed twice");
+    }
+
+    fn held(&self) -> i64 {
+        self.refs.values().sum()
+    }
+}
+
+const A: u64 = 0x10_0000;
+const B: u64 = 0x20_0000;
+const C: u64 = 0x30_0000;
+
+fn fault(addr: u64) -> Input {
+    Input::Fault(Fault { addr, write: false, tid: 1, stamp: 0 })
+}
+
+/// A space whose mapping at A has `pages` pages with contents 100, 101, …, all evicted.
+fn evicted(pages: u64) -> (Kernel, AddressSpace) {
+    let mut kernel = Kernel { mappings: vec![A..A + pages * PAGE], ..Kernel::default() };
+    kernel.present.extend((0..pages).map(|i| (A + i * PAGE, 100 + i)));
+    let mut space = AddressSpace::new(true);
+    space.input(Input::Evict(pages));
+    kernel.run(&mut space);
+    assert_eq!((space.evicted(), kernel.present.len()), (pages, 0));
+    (kernel, space)
+}
+
+fn drain(kernel: &mut Kernel, space: &mut AddressSpace) {
+    space.input(Input::Drained);
+    kernel.run(space);
+    assert_eq!(kernel.stops, Vec::<String>::new());
+}
+
+fn mremap(old: u64, old_len: u64, new_len: u64) -> Mremap {
+    Mremap { old, old_len, new_len, flags: 1, new: 0 }
+}
+
+#[test]
+fn a_page_comes_back_as_it_left() {
+    let (mut kernel, mut space) = evicted(8);
+    space.input(fault(A + 3 * PAGE + 17));
+    kernel.run(&mut space);
+    assert_eq!(kernel.present[&(A + 3 * PAGE)], 103);
+    assert_eq!((space.evicted(), kernel.held()), (7, 7));
+}
+
+#[test]
+fn a_registered_mapping_is_confirmed_before_anything_leaves_it() {
+    let (kernel, _) = evicted(1);
+    let kinds: Vec<_> = kernel.log.iter().map(core::mem::discriminant).collect();
+    let wanted = [
+        Command::Mapping(0),
+        Command::Register(A..A + PAGE),
+        Command::Mapping(A),
+        Command::Probe,
+        Command::Scan(A..A + PAGE, BATCH_PAGES),
+        Command::Move(vec![A..A + PAGE]),
+    ];
+    assert_eq!(kinds, wanted.iter().map(core::mem::discriminant).collect::<Vec<_>>());
+}
+
+#[test]
+fn nothing_is_installed_or_evicted_while_a_change_is_under_way() {
+    let (mut kernel, mut space) = evicted(4);
+    kernel.changing = true;
+    space.input(fault(A));
+    kernel.run(&mut space);
+    assert!(space.window_open() && kernel.present.is_empty());
+    space.input(Input::Evict(4));
+    space.input(Input::Drained);
+    kernel.log.clear();
+    kernel.run(&mut space);
+    assert_eq!(kernel.log, [Command::Probe], "one question, then the driver waits");
+    kernel.changing = false;
+    drain(&mut kernel, &mut space);
+    assert!(!space.window_open());
+}
+
+#[test]
+fn an_unmapped_page_dies_when_the_window_closes_and_not_before() {
+    let (mut kernel, mut space) = evicted(4);
+    kernel.changing = true;
+    space.input(Input::Unmap(A..A + 2 * PAGE));
+    kernel.run(&mut space);
+    assert_eq!(kernel.held(), 4);
+    kernel.changing = false;
+    drain(&mut kernel, &mut space);
+    assert_eq!((space.evicted(), kernel.held()), (2, 2));
+}
+
+#[test]
+fn what_a_remap_lands_on_is_replaced_and_a_late_unmap_does_not_kill_the_arrival() {
+    // T1: mremap(C → A) over what was at A; the UNMAP of the old A comes last.
+    let (mut kernel, mut space) = evicted(2);
+    kernel.mappings.push(C..C + 2 * PAGE);
+    kernel.present.extend([(C, 7), (C + PAGE, 8)]);
+    space.input(Input::Evict(2));
+    kernel.run(&mut space);
+    assert_eq!(space.evicted(), 4);
+    space.input(Input::MremapAsked(Ticket(1), mremap(C, 2 * PAGE, 2 * PAGE)));
+    kernel.run(&mut space);
+    kernel.registered.remove(C..C + 2 * PAGE);
+    space.input(Input::Remap { from: C, to: A, len: 2 * PAGE });
+    space.input(Input::Unmap(C..C + 2 * PAGE));
+    space.input(Input::Unmap(A..A + 2 * PAGE));
+    space.input(Input::MremapReturned(Ticket(1), A as i64));
+    drain(&mut kernel, &mut space);
+    assert_eq!((space.evicted(), kernel.held(), space.counters().probed), (2, 2, 2));
+    space.input(fault(A + PAGE));
+    kernel.run(&mut space);
+    assert_eq!(kernel.present[&(A + PAGE)], 8, "registered: the newest lives");
+}
+
+#[test]
+fn an_arrival_that_was_unmapped_afterwards_dies() {
+    let (mut kernel, mut space) = evicted(2);
+    space.input(Input::MremapAsked(Ticket(1), mremap(A, 2 * PAGE, 2 * PAGE)));
+    kernel.run(&mut space);
+    space.input(Input::Remap { from: A, to: B, len: 2 * PAGE });
+    space.input(Input::Unmap(A..A + 2 * PAGE));
+    space.input(Input::MremapReturned(Ticket(1), B as i64));
+    space.input(Input::Unmap(B..B + 2 * PAGE));
+    kernel.registered.clear();
+    drain(&mut kernel, &mut space);
+    assert_eq!((space.evicted(), kernel.held()), (0, 0));
+}
+
+#[test]
+fn a_remap_proves_its_source_alive() {
+    // E was unmapped at A by another thread before; the event of that comes first, then A's new tenant moves on.
+    let (mut kernel, mut space) = evicted(1);
+    space.input(Input::MremapAsked(Ticket(1), mremap(A, PAGE, PAGE)));
+    kernel.run(&mut space);
+    space.input(Input::Unmap(A..A + PAGE));
+    space.input(Input::Remap { from: A, to: B, len: PAGE });
+    space.input(Input::MremapReturned(Ticket(1), B as i64));
+    kernel.registered.insert(B..B + PAGE);
+    drain(&mut kernel, &mut space);
+    space.input(fault(B));
+    kernel.run(&mut space);
+    assert_eq!(kernel.present[&B], 100);
+}
+
+#[test]
+fn a_granted_mremap_holds_the_window_open_and_the_next_one_waits() {
+    let (mut kernel, mut space) = evicted(1);
+    space.input(Input::MremapAsked(Ticket(1), mremap(A, PAGE, PAGE)));
+    space.input(Input::MremapAsked(Ticket(2), mremap(B, PAGE, PAGE)));
+    space.input(fault(A));
+    kernel.log.clear();
+    drain(&mut kernel, &mut space);
+    assert_eq!(kernel.log, [Command::Mremap(Ticket(1), mremap(A, PAGE, PAGE))]);
+    space.input(Input::MremapReturned(Ticket(1), A as i64));
+    kernel.run(&mut space);
+    assert_eq!(kernel.log.last(), Some(&Command::Mremap(Ticket(2), mremap(B, PAGE, PAGE))));
+    assert!(kernel.present.is_empty());
+}
+
+#[test]
+fn growth_is_an_arrival_of_zeros() {
+    // What was evicted just above A was unmapped, then A grew over it in place; the UNMAP is still unread.
+    let (mut kernel, mut space) = evicted(4);
+    space.input(Input::MremapAsked(Ticket(1), mremap(A, 2 * PAGE, 4 * PAGE)));
+    kernel.run(&mut space);
+    space.input(Input::MremapReturned(Ticket(1), A as i64));
+    drain(&mut kernel, &mut space);
+    assert_eq!((space.evicted(), kernel.held()), (2, 2));
+    space.input(fault(A + 3 * PAGE));
+    kernel.run(&mut space);
+    assert_eq!(kernel.present[&(A + 3 * PAGE)], 0, "no old bytes");
+}
+
+#[test]
+fn a_removed_page_that_is_still_resident_is_not_evicted() {
+    let (mut kernel, mut space) = evicted(2);
+    for page in 0..2 {
+        space.input(fault(A + page * PAGE));
+    }
+    kernel.run(&mut space);
+    space.input(Input::Remove(A..A + 2 * PAGE));
+    drain(&mut kernel, &mut space);
+    assert_eq!(space.evicted(), 0, "the slots went at once");
+    // The zap of A has come and of A + PAGE not yet.
+    kernel.present.remove(&A);
+    space.input(fault(A));
+    kernel.run(&mut space);
+    for _ in 0..3 {
+        space.input(Input::Evict(2));
+        kernel.run(&mut space);
+    }
+    assert_eq!(kernel.present.keys().collect::<Vec<_>>(), [&(A + PAGE)], "owed");
+    assert!(space.evicted() >= 1, "what we installed ourselves may leave");
+}
+
+#[test]
+fn a_remap_carries_what_is_owed() {
+    let (mut kernel, mut space) = evicted(1);
+    space.input(fault(A));
+    kernel.run(&mut space);
+    space.input(Input::Remove(A..A + PAGE));
+    space.input(Input::MremapAsked(Ticket(1), mremap(A, PAGE, PAGE)));
+    kernel.run(&mut space);
+    space.input(Input::Remap { from: A, to: B, len: PAGE });
+    space.input(Input::Unmap(A..A + PAGE));
+    space.input(Input::MremapReturned(Ticket(1), B as i64));
+    let value = kernel.present.remove(&A).unwrap();
+    kernel.present.insert(B, value);
+    kernel.mappings = vec![B..B + PAGE];
+    kernel.registered.insert(B..B + PAGE);
+    drain(&mut kernel, &mut space);
+    space.input(Input::Evict(1));
+    kernel.run(&mut space);
+    assert_eq!(space.evicted(), 0);
+}
+
+#[test]
+fn a_child_has_the_table_as_it_was_at_its_place_in_the_window() {
+    let (mut kernel, mut space) = evicted(4);
+    space.input(Input::Unmap(A..A + PAGE)); // read before the fork, perhaps made after it
+    space.input(Input::Fork(ChildKey(9)));
+    space.input(Input::Unmap(A + PAGE..A + 4 * PAGE));
+    kernel.run(&mut space);
+    let (key, mut child) = kernel.children.pop().unwrap();
+    child.input(fault(A + 2 * PAGE));
+    child.input(Input::Drained);
+    kernel.run(&mut child);
+    assert!(kernel.present.is_empty(), "the child waits for the parent's window");
+    drain(&mut kernel, &mut space);
+    assert_eq!((key, kernel.closed.as_slice()), (ChildKey(9), [ChildKey(9)].as_slice()));
+    assert_eq!(space.evicted(), 0);
+    child.input(Input::ParentClosed);
+    drain(&mut kernel, &mut child);
+    assert_eq!((kernel.present[&(A + 2 * PAGE)], child.evicted(), kernel.held()), (102, 3, 3));
+    assert_eq!(child.counters().probed, 1, "the page unmapped before FORK was asked for");
+}
+
+#[test]
+fn a_child_forgets_what_was_kept_from_it_before_it_registers_anything() {
+    let (mut kernel, mut space) = evicted(4);
+    space.input(Input::Fork(ChildKey(1)));
+    drain(&mut kernel, &mut space);
+    let (_, mut child) = kernel.children.pop().unwrap();
+    child.input(Input::ParentClosed);
+    drain(&mut kernel, &mut child);
+    // MADV_DONTFORK on the first two pages; the child has mapped something of its own at the first one.
+    kernel.mappings = vec![A..A + PAGE, A + 2 * PAGE..A + 4 * PAGE];
+    kernel.registered.remove(A..A + 2 * PAGE);
+    kernel.present.insert(A, 55);
+    child.input(Input::Evict(1));
+    kernel.run(&mut child);
+    kernel.run(&mut child);
+    assert_eq!(kernel.stops, Vec::<String>::new());
+    assert_eq!(child.evicted(), 3, "two inherited, and the new page at A");
+    child.input(fault(A));
+    kernel.run(&mut child);
+    assert_eq!(kernel.present[&A], 55);
+}
+
+#[test]
+fn without_a_gate_two_mremaps_of_one_window_that_touch_are_a_stop_unless_one_thread_runs() {
+    for (sole, stops) in [(false, 1), (true, 0)] {
+        let (mut kernel, _) = evicted(1);
+        let mut space = AddressSpace::new(false);
+        space.set_sole_thread(sole);
+        kernel.changing = true;
+        space.input(Input::Remap { from: A, to: B, len: PAGE });
+        space.input(Input::Unmap(A..A + PAGE));
+        space.input(Input::Remap { from: B, to: C, len: PAGE });
+        kernel.run(&mut space);
+        assert_eq!(kernel.stops.len(), stops);
+    }
+}
+
+#[test]
+fn a_slot_under_a_present_page_is_a_stop() {
+    let (mut kernel, mut space) = evicted(2);
+    kernel.present.insert(A, 1);
+    space.input(fault(A));
+    kernel.run(&mut space);
+    assert_eq!(kernel.stops.len(), 1);
+    let (mut kernel, mut space) = evicted(2);
+    kernel.present.insert(A, 1);
+    space.input(Input::Evict(1));
+    kernel.run(&mut space);
+    assert_eq!(kernel.stops.len(), 1);
+}
+
+#[test]
+fn first_touches_wait_while_memory_is_short_and_swapped_pages_do_not() {
+    let (mut kernel, mut space) = evicted(2);
+    kernel.mappings = vec![A..A + 8 * PAGE];
+    kernel.registered.insert(A..A + 8 * PAGE);
+    space.input(Input::Throttle(true));
+    space.input(fault(A + 5 * PAGE));
+    space.input(fault(A));
+    kernel.run(&mut space);
+    assert_eq!((kernel.present.len(), space.held_faults()), (1, 1));
+    space.input(Input::Throttle(false));
+    kernel.run(&mut space);
+    assert_eq!(kernel.present.len(), 2);
+}
+
+#[test]
+fn two_threads_that_wait_for_one_page_are_both_answered() {
+    let (mut kernel, mut space) = evicted(1);
+    space.input(fault(A));
+    space.input(fault(A));
+    let mut woken = 0;
+    while let Some(command) = space.next() {
+        let answer = kernel.execute(command);
+        space.answer(answer);
+        while let Some(effect) = space.effect() {
+            woken += usize::from(matches!(effect, Effect::Wake(A)));
+        }
+    }
+    assert_eq!(woken, 1, "EEXIST does not wake by itself");
+}
+
+#[test]
+fn registering_everything_registers_each_mapping_once() {
+    let mut kernel = Kernel { mappings: vec![A..A + PAGE, B..B + PAGE], ..Kernel::default() };
+    let mut space = AddressSpace::new(true);
+    for _ in 0..2 {
+        space.input(Input::RegisterAll(true));
+        kernel.run(&mut space);
+    }
+    let registers = kernel.log.iter().filter(|c| matches!(c, Command::Register(_))).count();
+    assert_eq!(registers, 2);
+    assert!(kernel.registered.contains(A) && kernel.registered.contains(B));
+}
