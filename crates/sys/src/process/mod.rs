@@ -1,0 +1,33 @@
+//! Processes: making them, waiting for them, looking at them.
+//!
+//! One file per noun: [`fork_with`] and [`fork_sharing_files`] (`fork`), [`spawn`] (`spawn`), ends and signals sent
+//! (`wait`), who descends from whom (`tree`), memory figures (`memory`), threads and CPUs (`thread`), signals received
+//! ([`signals`]).
+
+mod fork;
+mod memory;
+pub mod signals;
+mod spawn;
+mod thread;
+mod tree;
+mod wait;
+
+pub use fork::{fork_sharing_files, fork_with, set_child_subreaper, set_parent_death_signal};
+pub use memory::{MemFile, Rss, Status, pss_anon, status};
+pub use spawn::{Program, SpawnError, Step, raise_open_files_limit, spawn};
+pub use thread::{
+    ThreadFile, allowed_cpus, clear_affinity, cpu_of_thread, current_cpu, robust_list_head,
+    set_affinity_self, set_nice_self,
+};
+pub use tree::{children_of, descendants_of, threads};
+pub use wait::{kill, pidfd_open, raise_like, reap, tgkill_check, wait};
+
+use std::io;
+
+/// A process id as the kernel takes it. 0 and what does not fit would mean "my group" or "everyone" to some calls.
+fn pid(pid: u32) -> io::Result<rustix::process::Pid> {
+    i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}

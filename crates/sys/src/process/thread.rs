@@ -1,0 +1,127 @@
+//! Threads: which CPU they are on, which CPUs they may use, and the robust futex list the kernel walks at their
+//! end.
+
+use std::fs::File;
+use std::io;
+use std::sync::OnceLock;
+
+use rustix::thread::CpuSet;
+
+use super::pid as checked;
+use crate::errno::check;
+use crate::procfs::{malformed, reread, stat_fields};
+
+/// The CPUs of this process as it was started (by `taskset`, a cpuset ...), kept because binding a thread forgets them. Whoever asks
+/// first, before binding anything, decides.
+static INITIAL_CPUS: OnceLock<CpuSet> = OnceLock::new();
+
+pub(super) fn initial_cpus() -> &'static CpuSet {
+    INITIAL_CPUS.get_or_init(|| {
+        // It fails only with more than 1024 CPUs: then all that the set can name.
+        rustix::thread::sched_getaffinity(None).unwrap_or_else(|_| {
+            let mut all = CpuSet::new();
+            (0..CpuSet::MAX_CPU).for_each(|cpu| all.set(cpu));
+            all
+        })
+    })
+}
+
+/// The CPUs this process may use, as found the first time this or [`set_affinity_self`] is called.
+pub fn allowed_cpus() -> Vec<u32> {
+    let set = initial_cpus();
+    (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).map(|cpu| cpu as u32).collect()
+}
+
+/// Binds the calling thread to one CPU.
+///
+/// # Errors
+///
+/// `EINVAL`: no such CPU, or not one of ours.
+pub fn set_affinity_self(cpu: u32) -> io::Result<()> {
+    initial_cpus();
+    let mut set = CpuSet::new();
+    if cpu as usize >= CpuSet::MAX_CPU {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    set.set(cpu as usize);
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
+/// Gives the calling thread all the CPUs the process was started with.
+///
+/// # Errors
+///
+/// `EINVAL` if none of them is left.
+pub fn clear_affinity() -> io::Result<()> {
+    Ok(rustix::thread::sched_setaffinity(None, initial_cpus())?)
+}
+
+/// The CPU the calling thread is on at this moment.
+pub fn current_cpu() -> u32 {
+    rustix::thread::sched_getcpu() as u32
+}
+
+/// Sets the calling thread's nice value: -20 (first) to 19 (last).
+///
+/// # Errors
+///
+/// `EACCES`: lower than before needs `CAP_SYS_NICE`.
+pub fn set_nice_self(nice: i32) -> io::Result<()> {
+    // On Linux the "process" of this call is a thread.
+    Ok(rustix::process::setpriority_process(None, nice)?)
+}
+
+/// The address of thread `tid`'s robust futex list head, 0 if it has none. The kernel reads the list when the thread ends, and
+/// gives up silently at a page that is missing.
+///
+/// # Errors
+///
+/// `ESRCH`; `EPERM` without ptrace permission over it.
+pub fn robust_list_head(tid: u32) -> io::Result<u64> {
+    let tid = checked(tid)?.as_raw_nonzero().get();
+    let mut head = 0_u64;
+    let mut size = 0_usize;
+    // SAFETY: the kernel stores an address and a size in the two variables.
+    check(unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut size) })
+        .map_err(io::Error::from_raw_os_error)?;
+    Ok(head)
+}
+
+/// The CPU thread `tid` is on, or was on last.
+///
+/// # Errors
+///
+/// `ENOENT` or `ESRCH` when there is no such thread.
+pub fn cpu_of_thread(tid: u32) -> io::Result<u32> {
+    ThreadFile::open(tid)?.cpu()
+}
+
+/// The status of one thread, kept open for asking again and again.
+#[derive(Debug)]
+pub struct ThreadFile(File);
+
+impl ThreadFile {
+    /// Opens the status of thread `tid`. The handle stays with that thread.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` when there is no such thread.
+    pub fn open(tid: u32) -> io::Result<Self> {
+        File::open(format!("/proc/{tid}/task/{tid}/stat")).map(Self)
+    }
+
+    /// The CPU the thread is on, or was on last.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` after its end.
+    pub fn cpu(&self) -> io::Result<u32> {
+        // Field 39 of the line; the iterator starts at field 3.
+        const PROCESSOR: usize = 39 - 3;
+        let mut buffer = [0; 1024];
+        let text = reread(&self.0, &mut buffer)?;
+        stat_fields(text)
+            .and_then(|mut fields| fields.nth(PROCESSOR)?.parse().ok())
+            .ok_or_else(|| malformed("/proc/TID/stat"))
+    }
+}

@@ -1,0 +1,84 @@
+//! Ends of processes, and signals sent to them.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use rustix::process::{PidfdFlags, Resource, Rlimit, WaitOptions};
+
+use super::{pid as checked, signals};
+use crate::errno::check;
+
+/// Takes the status of one child that has ended, without waiting: its id and status, or `None` if none has ended.
+///
+/// # Errors
+///
+/// `ECHILD`: there are no children at all.
+pub fn reap() -> io::Result<Option<(u32, ExitStatus)>> {
+    let ended = rustix::process::wait(WaitOptions::NOHANG)?;
+    Ok(ended.map(|(pid, status)| (pid.as_raw_nonzero().get() as u32, ExitStatus::from_raw(status.as_raw()))))
+}
+
+/// Waits until the child `pid` has ended.
+///
+/// # Errors
+///
+/// `ECHILD`: not a child of ours, or already reaped.
+pub fn wait(pid: u32) -> io::Result<ExitStatus> {
+    let pid = checked(pid)?;
+    loop {
+        match rustix::process::waitpid(Some(pid), WaitOptions::empty()) {
+            Ok(Some((_, status))) => return Ok(ExitStatus::from_raw(status.as_raw())),
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Sends `signal` to the process `pid` (never to a group or to everyone); 0 only asks.
+///
+/// # Errors
+///
+/// `ESRCH`, `EPERM`, `EINVAL`.
+pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
+    let pid = checked(pid)?;
+    // SAFETY: takes integers only.
+    check(unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) }.into())
+        .map(drop)
+        .map_err(io::Error::from_raw_os_error)
+}
+
+/// Whether thread `tid` exists and belongs to process `tgid`.
+pub fn tgkill_check(tgid: u32, tid: u32) -> bool {
+    let (Ok(tgid), Ok(tid)) = (checked(tgid), checked(tid)) else { return false };
+    // SAFETY: takes integers only; signal 0 sends nothing.
+    let answer = check(unsafe {
+        libc::syscall(libc::SYS_tgkill, tgid.as_raw_nonzero().get(), tid.as_raw_nonzero().get(), 0)
+    });
+    // EPERM: it exists.
+    !matches!(answer, Err(libc::ESRCH | libc::EINVAL))
+}
+
+/// A descriptor that stands for process `pid` and becomes readable when it ends.
+///
+/// # Errors
+///
+/// `ESRCH`, `EMFILE`.
+pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    Ok(rustix::process::pidfd_open(checked(pid)?, PidfdFlags::empty())?)
+}
+
+/// Ends this process as `status` says: by the same signal (without a core dump of its own) or with the same exit
+/// code. Exit handlers run only in the second case.
+pub fn raise_like(status: ExitStatus) -> ! {
+    if let Some(signal) = status.signal() {
+        let _ = rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+        let _ = signals::reset(signal);
+        signals::unblock_all();
+        let _ = kill(std::process::id(), signal);
+        // Not reached unless the signal does not kill; then the shell's convention.
+        std::process::exit(128 + signal);
+    }
+    std::process::exit(status.code().unwrap_or(1))
+}
