@@ -1,0 +1,313 @@
+//! The cleaner: copies live objects out of sparse segments and frees them.
+//!
+//! Which: while more than [`WASTE_MAX`] of the pool is waste, the segment with the best cost-benefit
+//! (1 − u) × age / (1 + u), u being its live share (Rosenblum and Ousterhout, 1991). A young sparse segment is left to
+//! get sparser by itself; an old one will not change any more and is worth cleaning earlier.
+//!
+//! Where to: an open output segment of about the victim's age, so that age order survives and cold objects end up among
+//! cold ones.
+//!
+//! How one object moves, and why none is lost:
+//! 1. under the victim's read lock it is copied to a bounce buffer; under the output's write lock it is appended. It is
+//!    now in two places and the slot word names the old one;
+//! 2. without a segment lock, `Owner::relocate` decides by compare-and-swap. `Moved`: the old copy is ours to kill.
+//!    `Gone`: its release has come or will come, the new copy is ours to kill. `Busy`: the new copy is killed, the old
+//!    one stays for the next time;
+//! 3. the victim cannot be freed or reused meanwhile (role Victim), so the old location cannot name another object.
+//!
+//! One cleaner works at a time, under the cleaner's lock.
+
+use super::object::{HEADER, Header, OBJECT_MAX, location};
+use super::segment::{Role, SEGMENT, Segment, Walk};
+use super::{Pool, SHARDS};
+use std::sync::atomic::Ordering::Relaxed;
+use vswap_core::{CleanReport, Location, Owner, Relocated, SlotId, StoreError};
+
+/// Waste above which there is something to clean, as a share of the segments' memory.
+pub(super) const WASTE_MAX: f64 = 0.15;
+/// A segment with less waste than this is not worth its copying, however old.
+const VICTIM_WASTE_MIN: f64 = WASTE_MAX / 2.0;
+/// Victims found by one scan of the segments.
+const VICTIMS: usize = 16;
+/// Open outputs, each of another age.
+const OUTPUTS: usize = 4;
+/// Bytes copied between two looks at the owner.
+const BOUNCE: usize = 64 << 10;
+
+/// What the cleaner keeps between calls.
+#[derive(Default)]
+pub(super) struct Cleaner {
+    outputs: [Option<Output>; OUTPUTS],
+    bounce: Vec<u8>,
+    moves: Vec<Move>,
+}
+
+/// A segment that the cleaner appends to.
+#[derive(Clone, Copy)]
+struct Output {
+    index: u32,
+    age: u64,
+}
+
+/// An object on its way.
+struct Move {
+    slot: SlotId,
+    old: u32,
+    header: Header,
+    /// Start of its payload in the bounce buffer.
+    start: usize,
+}
+
+impl Pool {
+    /// [`Tier::clean`](vswap_core::Tier::clean).
+    pub(super) fn clean_sparse(&self, owner: &dyn Owner, budget: u64) -> CleanReport {
+        let mut cleaner = self.cleaner.lock();
+        let before = self.account.resident.load(Relaxed);
+        // One segment more than now, or than stores may fill: by that much the cleaner works within the limit.
+        let cap = before.max(self.account.store_cap()).saturating_add(u64::from(SEGMENT));
+        let mut run = Run { pool: self, owner, cap, budget, moved: 0, freed: 0, grown: 0 };
+        if self.waste() > WASTE_MAX && cleaner.prepare(self, cap) {
+            run.close_sparse(&mut cleaner);
+            run.go(&mut cleaner);
+        }
+        CleanReport { moved: run.moved, freed_bytes: run.freed.saturating_sub(run.grown) }
+    }
+}
+
+impl Cleaner {
+    /// Allocates the buffers the first time; `false` if there is no memory for them.
+    fn prepare(&mut self, pool: &Pool, cap: u64) -> bool {
+        if self.bounce.capacity() > 0 {
+            return true;
+        }
+        let moves = BOUNCE / (HEADER as usize + 8) + 1;
+        let bytes = (BOUNCE + moves * size_of::<Move>()) as u64;
+        if !pool.account.charge(bytes, cap) {
+            return false;
+        }
+        let ok = self.moves.try_reserve_exact(moves).is_ok() && self.bounce.try_reserve_exact(BOUNCE).is_ok();
+        if !ok {
+            *self = Self { outputs: self.outputs, ..Self::default() };
+            pool.account.uncharge(bytes);
+        }
+        ok
+    }
+}
+
+/// One call of clean.
+struct Run<'a> {
+    pool: &'a Pool,
+    owner: &'a dyn Owner,
+    /// Most bytes that the pool may have resident.
+    cap: u64,
+    /// Bytes that may still be moved.
+    budget: u64,
+    moved: u64,
+    freed: u64,
+    grown: u64,
+}
+
+impl Run<'_> {
+    fn go(&mut self, cleaner: &mut Cleaner) {
+        loop {
+            let victims = self.victims();
+            let mut worked = false;
+            for index in victims.into_iter().flatten() {
+                if self.pool.waste() <= WASTE_MAX || self.budget == 0 {
+                    return;
+                }
+                let freed = self.freed;
+                if !self.empty(index, cleaner) {
+                    return;
+                }
+                worked |= self.freed > freed;
+            }
+            // A scan whose every victim was held by busy objects would find the same ones again.
+            if !worked {
+                return;
+            }
+        }
+    }
+
+    /// Seals the open segments that are themselves sparse: else a pool of one segment could never be cleaned.
+    fn close_sparse(&self, cleaner: &mut Cleaner) {
+        let seal = |index| {
+            let mut segment = self.pool.segment(index).expect("open").write();
+            let sparse = segment.live_objects > 0 && waste(&segment) > WASTE_MAX;
+            if sparse {
+                segment.role = Role::Sealed;
+            }
+            !sparse
+        };
+        for shard in 0..SHARDS {
+            let mut current = self.pool.shards[shard].lock();
+            *current = current.filter(|index| seal(*index));
+        }
+        for output in &mut cleaner.outputs {
+            *output = output.filter(|o| seal(o.index));
+        }
+    }
+
+    /// The segments with the best cost-benefit, best first.
+    fn victims(&self) -> [Option<u32>; VICTIMS] {
+        let now = self.pool.clock.load(Relaxed);
+        let mut best = [(0.0f64, None); VICTIMS];
+        for index in 0..self.pool.end.load(Relaxed) {
+            let Some(entry) = self.pool.segment(index) else { break };
+            let segment = entry.read();
+            if segment.role != Role::Sealed || segment.broken || waste(&segment) < VICTIM_WASTE_MIN {
+                continue;
+            }
+            let u = 1.0 - waste(&segment);
+            let age = now.saturating_sub(segment.age) as f64 + 1.0;
+            let score = (1.0 - u) * age / (1.0 + u);
+            if score > best[VICTIMS - 1].0 {
+                best[VICTIMS - 1] = (score, Some(index));
+                best.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+            }
+        }
+        best.map(|(_, index)| index)
+    }
+
+    /// Moves everything out of a victim and frees it; `false` if the memory or the budget is used up.
+    fn empty(&mut self, index: u32, cleaner: &mut Cleaner) -> bool {
+        let entry = self.pool.segment(index).expect("was scanned");
+        let mut segment = entry.write();
+        if segment.role != Role::Sealed {
+            return true;
+        }
+        let room = self.cap.saturating_sub(self.pool.account.resident.load(Relaxed));
+        if u64::from(segment.live_bytes) > room {
+            return false;
+        }
+        let age = segment.age;
+        segment.role = Role::Victim;
+        drop(segment);
+
+        let mut offset = 0;
+        let mut go_on = true;
+        while go_on && self.budget > 0 {
+            offset = self.copy_out(index, offset, cleaner);
+            if cleaner.moves.is_empty() {
+                break;
+            }
+            go_on = self.move_all(index, age, cleaner);
+        }
+
+        let mut segment = entry.write();
+        segment.role = Role::Sealed;
+        if segment.live_objects == 0 {
+            self.freed += self.pool.retire(index, segment);
+        }
+        go_on
+    }
+
+    /// Fills the bounce buffer with live objects from `offset` on; returns where to go on.
+    fn copy_out(&self, index: u32, mut offset: u32, cleaner: &mut Cleaner) -> u32 {
+        cleaner.bounce.clear();
+        cleaner.moves.clear();
+        let entry = self.pool.segment(index).expect("the victim");
+        let segment = entry.read();
+        while cleaner.bounce.len() + OBJECT_MAX as usize <= BOUNCE {
+            match segment.next_live(offset) {
+                Walk::Object { offset: old, slot, header, payload } => {
+                    cleaner.moves.push(Move { slot, old, header, start: cleaner.bounce.len() });
+                    cleaner.bounce.extend_from_slice(payload);
+                    offset = old + header.size();
+                }
+                Walk::End => break,
+                Walk::Broken => {
+                    drop(segment);
+                    entry.write().broken = true;
+                    break;
+                }
+            }
+        }
+        offset
+    }
+
+    /// Moves what [`copy_out`](Self::copy_out) found; `false` if there was no memory for all of it.
+    fn move_all(&mut self, index: u32, age: u64, cleaner: &mut Cleaner) -> bool {
+        let Cleaner { outputs, bounce, moves } = cleaner;
+        for Move { slot, old, header, start } in moves.iter() {
+            let payload = &bounce[*start..][..header.length() as usize];
+            let Ok(new) = self.append(outputs, age, *header, payload) else { return false };
+            let old = location(index, *old);
+            self.budget = self.budget.saturating_sub(u64::from(header.size()));
+            match self.owner.relocate(*slot, old, new) {
+                Relocated::Moved => {
+                    self.pool.kill(*slot, old);
+                    self.moved += 1;
+                }
+                Relocated::Gone | Relocated::Busy => self.pool.kill(*slot, new),
+            }
+        }
+        true
+    }
+
+    /// Appends a copy to an output of about this age.
+    fn append(
+        &mut self,
+        outputs: &mut [Option<Output>; OUTPUTS],
+        age: u64,
+        header: Header,
+        payload: &[u8],
+    ) -> Result<Location, StoreError> {
+        loop {
+            let output = self.output(outputs, age)?;
+            let index = outputs[output].expect("just chosen").index;
+            let mut segment = self.pool.segment(index).expect("open").write();
+            if segment.live_objects == 0 {
+                // New, or emptied meanwhile.
+                segment.age = age;
+                outputs[output] = Some(Output { index, age });
+            }
+            if segment.fits(header.size()) {
+                self.grown += u64::from(segment.growth(header.size()));
+                let offset = self.pool.put(&mut segment, header, payload, self.cap)?;
+                return Ok(location(index, offset));
+            }
+            segment.role = Role::Sealed;
+            outputs[output] = None;
+        }
+    }
+
+    /// The output for this age: one whose distance from now is within a factor of two, else a new one.
+    fn output(&self, outputs: &mut [Option<Output>; OUTPUTS], age: u64) -> Result<usize, StoreError> {
+        let now = self.pool.clock.load(Relaxed);
+        let near = |o: &Option<Output>| {
+            o.is_some_and(|o| similar(now.saturating_sub(o.age), now.saturating_sub(age)))
+        };
+        if let Some(found) = outputs.iter().position(near) {
+            return Ok(found);
+        }
+        let place = outputs.iter().position(Option::is_none).unwrap_or_else(|| {
+            // The youngest is cheapest to give up: more of its age will come.
+            let youngest = (0..OUTPUTS).max_by_key(|i| outputs[*i].map(|o| o.age)).expect("not empty");
+            let Output { index, .. } = outputs[youngest].take().expect("all are open");
+            let mut segment = self.pool.segment(index).expect("open").write();
+            segment.role = Role::Sealed;
+            if segment.live_objects == 0 {
+                self.pool.retire(index, segment);
+            }
+            youngest
+        });
+        let index = self.pool.open(self.cap)?;
+        outputs[place] = Some(Output { index, age });
+        Ok(place)
+    }
+}
+
+/// Whether two distances from now are of about the same age.
+fn similar(a: u64, b: u64) -> bool {
+    a.max(b) <= 2 * a.min(b) + 4
+}
+
+/// Share of the segment's memory that is not live objects.
+fn waste(segment: &Segment) -> f64 {
+    if segment.resident() == 0 {
+        0.0
+    } else {
+        1.0 - f64::from(segment.live_bytes) / f64::from(segment.resident())
+    }
+}

@@ -1,0 +1,115 @@
+//! The object: one stored page in a segment. This file alone knows the bits.
+//!
+//! ```text
+//!  63                        24 23          12 11           0
+//! ┌────────────────────────────┬──────────────┬──────────────┐
+//! │ slot 40                    │ check 12     │ length 12    │  header, little endian, 8-byte aligned
+//! ├────────────────────────────┴──────────────┴──────────────┤
+//! │ payload: `length` bytes, then 0 to 7 bytes of padding    │
+//! └──────────────────────────────────────────────────────────┘
+//!
+//!  slot    0: dead (no slot has the number 0); the length stays, so that a walk finds the next object
+//!  length  8: the page repeats the payload's 64-bit word; more: a compressed page; less: never
+//!  check   of slot and payload (see check.rs)
+//!
+//!  39                  20 19                   0
+//! ┌──────────────────────┬──────────────────────┐
+//! │ segment 20           │ offset / 8, 20       │  Location of an object in the pool
+//! └──────────────────────┴──────────────────────┘
+//! ```
+
+use crate::check::check;
+use crate::compress::KEEP_MAX;
+use vswap_core::{Location, SlotId};
+
+/// Bytes of a header.
+pub(super) const HEADER: u32 = 8;
+/// Payload length that marks a page of one repeated word.
+pub(super) const FILLED: u32 = 8;
+/// Most bytes an object takes in a segment.
+pub(super) const OBJECT_MAX: u32 = HEADER + (KEEP_MAX as u32).next_multiple_of(8);
+/// Segments that a location can tell apart.
+pub(super) const SEGMENTS_MAX: u32 = 1 << 20;
+
+const _: () = assert!(KEEP_MAX < 1 << 12 && Location::POOL_BITS == 40 && SlotId::BITS == 40);
+
+/// An object's header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Header(u64);
+
+impl Header {
+    /// The header of `payload` as the object of `slot`.
+    pub(super) fn new(slot: SlotId, payload: &[u8]) -> Self {
+        assert!((FILLED as usize..=KEEP_MAX).contains(&payload.len()), "payload of {} bytes", payload.len());
+        Self(slot.get() << 24 | u64::from(check::<12>(slot, payload)) << 12 | payload.len() as u64)
+    }
+
+    pub(super) fn from_bytes(bytes: [u8; 8]) -> Self {
+        Self(u64::from_le_bytes(bytes))
+    }
+
+    pub(super) fn to_bytes(self) -> [u8; 8] {
+        self.0.to_le_bytes()
+    }
+
+    /// The slot whose object this is; `None` if the object is dead.
+    pub(super) fn slot(self) -> Option<SlotId> {
+        SlotId::new(self.0 >> 24)
+    }
+
+    /// Bytes of the payload.
+    pub(super) fn length(self) -> u32 {
+        (self.0 & 0xfff) as u32
+    }
+
+    /// Bytes that the object takes in a segment, header and padding included.
+    pub(super) fn size(self) -> u32 {
+        HEADER + self.length().next_multiple_of(8)
+    }
+
+    /// Whether the length is one that [`Header::new`] makes; a rotten header may have another.
+    pub(super) fn is_sane(self) -> bool {
+        (FILLED..=KEEP_MAX as u32).contains(&self.length())
+    }
+
+    /// Whether the check matches.
+    pub(super) fn verify(self, slot: SlotId, payload: &[u8]) -> bool {
+        (self.0 >> 12) as u32 & 0xfff == check::<12>(slot, payload)
+    }
+
+    /// The same object, dead.
+    pub(super) fn dead(self) -> Self {
+        Self(self.0 & 0xff_ffff)
+    }
+}
+
+/// The location of the object at `offset` of `segment`.
+pub(super) fn location(segment: u32, offset: u32) -> Location {
+    assert!(segment < SEGMENTS_MAX && offset.is_multiple_of(8) && offset >> 23 == 0);
+    Location::new(u64::from(segment) << 20 | u64::from(offset / 8)).expect("40 bits")
+}
+
+/// Segment and byte offset of a location.
+pub(super) fn place(at: Location) -> (u32, u32) {
+    ((at.get() >> 20) as u32, (at.get() as u32 & 0xf_ffff) * 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_and_location_keep_their_fields() {
+        let slot = SlotId::new((1 << 40) - 1).expect("a slot");
+        for len in [8, 9, 1000, KEEP_MAX] {
+            let payload = vec![0x5a; len];
+            let header = Header::from_bytes(Header::new(slot, &payload).to_bytes());
+            assert_eq!((header.slot(), header.length() as usize), (Some(slot), len));
+            assert!(header.is_sane() && header.verify(slot, &payload) && header.size() <= OBJECT_MAX);
+            assert_eq!((header.dead().slot(), header.dead().size()), (None, header.size()));
+        }
+        for (segment, offset) in [(0, 0), (SEGMENTS_MAX - 1, (1 << 23) - 8), (5, 1 << 19)] {
+            assert_eq!(place(location(segment, offset)), (segment, offset));
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The segment: 1 MiB of address space into which objects are appended, and what is live in it.
+//!
+//! A segment is an entry of the pool's table and guarded by that entry's lock; nothing here calls out. Its memory is
+//! an anonymous mapping of its own, made at the first append and unmapped when the last object dies, so the system has
+//! it back at once (malloc keeps blocks of this size after the first free: glibc raises its mmap threshold). Only the
+//! pages up to the append mark have been touched, so only they are resident and charged.
+//!
+//! ```text
+//!          reserve            seal             pick                 last object dies
+//!   Free ───────────► Open ────────► Sealed ────────► Victim ─┐   (Sealed; a Victim when its cleaner is done)
+//!    ▲                 │ last object  ▲ │               │     │
+//!    │                 │ dies: memory │ │               └─────┤
+//!    │                 └─ returned,   └─┼─ some stay ─────────┘
+//!    └──────────────────  stays Open    ▼
+//!                                     Free
+//! ```
+//!
+//! A Victim is never freed under its cleaner: the location of an object that is being moved must not be given to
+//! another object before `Owner::relocate` has compared it. Offsets of a sealed segment are never used again either.
+
+use super::object::{FILLED, HEADER, Header};
+use crate::compress::{decompress, fill};
+use memmap2::{Advice, MmapMut};
+use vswap_core::{LoadError, PAGE_SIZE, Page, SlotId};
+
+/// Bytes of a segment.
+pub(super) const SEGMENT: u32 = 1 << 20;
+
+/// Who may append to a segment and who may free it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) enum Role {
+    /// Nobody's; its index is in the free list (or was never used).
+    #[default]
+    Free,
+    /// A shard or the cleaner appends to it.
+    Open,
+    /// Full; freed by whoever kills its last object.
+    Sealed,
+    /// The cleaner copies out of it; freed by the cleaner alone.
+    Victim,
+}
+
+/// See the file's head.
+#[derive(Default)]
+pub(super) struct Segment {
+    memory: Option<MmapMut>,
+    pub(super) role: Role,
+    /// A header in it makes no sense, so it cannot be walked: never cleaned, never offered for writeback.
+    pub(super) broken: bool,
+    used: u32,
+    pub(super) live_bytes: u32,
+    pub(super) live_objects: u32,
+    /// Order of age: lower is older.
+    pub(super) age: u64,
+    /// How often its memory was taken away: offsets of another generation mean nothing.
+    pub(super) generation: u32,
+}
+
+impl Segment {
+    /// Whether an object of `size` bytes can be appended.
+    pub(super) fn fits(&self, size: u32) -> bool {
+        self.used + size <= SEGMENT
+    }
+
+    /// Bytes of touched pages.
+    pub(super) fn resident(&self) -> u32 {
+        self.used.next_multiple_of(PAGE_SIZE as u32)
+    }
+
+    /// Bytes that appending `size` bytes would touch for the first time.
+    pub(super) fn growth(&self, size: u32) -> u32 {
+        (self.used + size).next_multiple_of(PAGE_SIZE as u32) - self.resident()
+    }
+
+    /// Maps the memory if it is not mapped; `false` if the system has none.
+    pub(super) fn map(&mut self) -> bool {
+        if self.memory.is_none() {
+            let Ok(memory) = MmapMut::map_anon(SEGMENT as usize) else { return false };
+            // A huge page would make more resident than was charged. A kernel without them refuses; that is as good.
+            let _ = memory.advise(Advice::NoHugePage);
+            self.memory = Some(memory);
+        }
+        true
+    }
+
+    /// Appends an object and returns its offset. The segment is mapped, Open, and the object fits.
+    pub(super) fn append(&mut self, header: Header, payload: &[u8]) -> u32 {
+        let size = header.size();
+        assert!(self.role == Role::Open && self.fits(size) && payload.len() == header.length() as usize);
+        let at = self.used as usize;
+        let memory = self.memory.as_mut().expect("mapped before append");
+        memory[at..at + HEADER as usize].copy_from_slice(&header.to_bytes());
+        memory[at + HEADER as usize..][..payload.len()].copy_from_slice(payload);
+        self.used += size;
+        self.live_bytes += size;
+        self.live_objects += 1;
+        at as u32
+    }
+
+    /// The header at `offset`, if an object can start there.
+    fn header(&self, offset: u32) -> Option<Header> {
+        if offset >= self.used {
+            return None;
+        }
+        let bytes = self.memory.as_ref()?.get(offset as usize..)?.first_chunk::<8>()?;
+        Some(Header::from_bytes(*bytes))
+    }
+
+    /// The object at `offset` and its payload; `None` if its length makes no sense.
+    fn payload(&self, offset: u32, header: Header) -> Option<&[u8]> {
+        if !header.is_sane() || header.size() > self.used - offset {
+            return None;
+        }
+        let start = (offset + HEADER) as usize;
+        self.memory.as_ref()?.get(start..start + header.length() as usize)
+    }
+
+    /// Reads the object of `slot` at `offset`.
+    pub(super) fn load(&self, slot: SlotId, offset: u32, into: &mut Page) -> Result<(), LoadError> {
+        let header = self.header(offset).filter(|h| h.slot() == Some(slot)).ok_or(LoadError::Stale)?;
+        let payload = self.payload(offset, header).ok_or(LoadError::Corrupt)?;
+        if !header.verify(slot, payload) {
+            return Err(LoadError::Corrupt);
+        }
+        if header.length() == FILLED {
+            fill(u64::from_le_bytes(*payload.first_chunk().expect("eight bytes")), into);
+        } else if !decompress(payload, into) {
+            return Err(LoadError::Corrupt);
+        }
+        Ok(())
+    }
+
+    /// Marks the object of `slot` at `offset` dead and returns its size.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such object: it was released twice, or is another's. Going on would lose a page later.
+    pub(super) fn kill(&mut self, slot: SlotId, offset: u32) -> u32 {
+        let header = self.header(offset);
+        let header = match header {
+            Some(h) if h.slot() == Some(slot) && self.payload(offset, h).is_some() => h,
+            _ => panic!("release of slot {} at offset {offset}, which holds {header:?}", slot.get()),
+        };
+        assert!(self.live_bytes >= header.size() && self.live_objects > 0);
+        let memory = self.memory.as_mut().expect("has objects");
+        memory[offset as usize..][..HEADER as usize].copy_from_slice(&header.dead().to_bytes());
+        self.live_bytes -= header.size();
+        self.live_objects -= 1;
+        assert_eq!(self.live_objects == 0, self.live_bytes == 0);
+        header.size()
+    }
+
+    /// The first live object at or after `offset`: its offset, slot, header and payload.
+    pub(super) fn next_live(&self, mut offset: u32) -> Walk<'_> {
+        while let Some(header) = self.header(offset) {
+            let Some(payload) = self.payload(offset, header) else { return Walk::Broken };
+            if let Some(slot) = header.slot() {
+                return Walk::Object { offset, slot, header, payload };
+            }
+            offset += header.size();
+        }
+        Walk::End
+    }
+
+    /// Takes the memory and every object's place away. The caller drops the memory when it has let go of the lock.
+    pub(super) fn take(&mut self) -> Option<MmapMut> {
+        assert!(self.live_objects == 0 && self.live_bytes == 0);
+        self.used = 0;
+        self.broken = false;
+        self.generation = self.generation.wrapping_add(1);
+        self.memory.take()
+    }
+
+    /// For tests: flips a bit.
+    #[cfg(test)]
+    pub(super) fn rot(&mut self, offset: u32, bit: u8) {
+        self.memory.as_mut().expect("mapped")[offset as usize] ^= 1 << bit;
+    }
+}
+
+/// A step of a walk over a segment's live objects.
+pub(super) enum Walk<'a> {
+    /// A live object.
+    Object { offset: u32, slot: SlotId, header: Header, payload: &'a [u8] },
+    /// No more.
+    End,
+    /// A header makes no sense; what follows cannot be found.
+    Broken,
+}
