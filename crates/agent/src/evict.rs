@@ -1,0 +1,223 @@
+//! Taking a batch of pages out of the program: moved to staging, copied to the ring, dropped from staging.
+//!
+//! Page `i` of the batch goes to page `i` of staging and of the ring. Whether a page was moved is never taken from what
+//! UFFDIO_MOVE returned: Linux 6.18 can report an error, or too small a count, for pages that it did move. Staging
+//! was empty before, so what staging's pagemap shows now is the truth: present, or *swapped*, which is also how a
+//! page looks while it is being compacted.
+
+use vswap_wire::{Answer, BATCH_PAGES, MOVED_WORDS, PAGE, Run, Runs};
+
+use crate::area::State;
+use crate::system::{
+    self, EAGAIN, EBUSY, ENOENT, Errno, MADV_DONTNEED, MADV_POPULATE_WRITE, call, nr, raw, restart,
+};
+
+const UFFDIO_REGISTER: usize = 0xc020_aa00;
+const UFFDIO_UNREGISTER: usize = 0x8010_aa01;
+const UFFDIO_MOVE: usize = 0xc028_aa05;
+
+const REGISTER_MODE_WP: u64 = 2;
+/// Nobody ever waits for a page of staging.
+const MOVE_MODE_DONTWAKE: u64 = 1;
+
+const PAGEMAP_PRESENT: u64 = 1 << 63;
+const PAGEMAP_SWAPPED: u64 = 1 << 62;
+
+#[repr(C)]
+struct Move {
+    to: u64,
+    from: u64,
+    len: u64,
+    mode: u64,
+    moved: i64,
+}
+
+#[repr(C)]
+struct Register {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+
+/// How a batch went, apart from what moved.
+#[derive(Default)]
+struct Outcome {
+    again: bool,
+    first_errno: Errno,
+}
+
+impl Outcome {
+    fn note(&mut self, errno: Errno) {
+        if self.first_errno == 0 {
+            self.first_errno = errno;
+        }
+    }
+}
+
+impl State {
+    /// Executes one batch.
+    pub(crate) fn evict(&mut self, runs: Runs<'_>) -> Answer {
+        if self.staging_used
+            && let Err(errno) = self.empty_staging()
+        {
+            return Answer::Evicted {
+                moved: [0; MOVED_WORDS],
+                again: false,
+                first_errno: errno,
+                emptied: false,
+            };
+        }
+        let mut outcome = Outcome::default();
+        let mut position = 0;
+        for run in runs {
+            if !outcome.again {
+                self.take(run, position, &mut outcome);
+            }
+            position += u64::from(run.pages);
+        }
+        let moved = self.copy_out(position);
+        if moved != [0; MOVED_WORDS] {
+            self.staging_used = true;
+            if let Err(errno) = self.empty_staging() {
+                outcome.note(errno);
+            }
+        }
+        Answer::Evicted {
+            moved,
+            again: outcome.again,
+            first_errno: outcome.first_errno,
+            emptied: !self.staging_used,
+        }
+    }
+
+    /// Moves what can be moved of one run, whose first page has this position in the batch.
+    fn take(&self, run: Run, position: u64, outcome: &mut Outcome) {
+        let pages = u64::from(run.pages);
+        let (mut done, mut unshared) = (0, 0);
+        while done < pages {
+            let from = run.address + done * PAGE;
+            let to = self.staging + (position + done) * PAGE;
+            let left = pages - done;
+            let Err(errno) = self.move_pages(from, to, left) else { return };
+            let progress = self.present_pages(to, left);
+            if progress > 0 {
+                // What stopped it is the next page's matter, and the next call will say.
+                done += progress;
+                continue;
+            }
+            match errno {
+                EAGAIN => {
+                    outcome.again = true;
+                    return;
+                }
+                // Shared by fork, or pinned: break the sharing, once.
+                EBUSY if done >= unshared => {
+                    // Only pages that are there: one that is not would wait for the pager. (One that
+                    // vanishes just now still does; the pager serves faults of this thread at once.)
+                    let there = self.present_pages(from, left);
+                    unshared = done + there;
+                    if there > 0 {
+                        let args = [from as usize, (there * PAGE) as usize, MADV_POPULATE_WRITE];
+                        // SAFETY: writes nothing; makes pages of the program its own.
+                        // When it fails, the retry says why the page does not move.
+                        let _ = restart(|| unsafe { call(nr::MADVISE, &args) });
+                    } else {
+                        outcome.note(ENOENT);
+                        done += 1;
+                    }
+                }
+                EBUSY | ENOENT => {
+                    outcome.note(errno);
+                    done += 1;
+                }
+                _ => {
+                    outcome.note(errno);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn move_pages(&self, from: u64, to: u64, pages: u64) -> Result<(), Errno> {
+        let mut request = Move { to, from, len: pages * PAGE, mode: MOVE_MODE_DONTWAKE, moved: 0 };
+        let args = [self.userfaultfd as usize, UFFDIO_MOVE, (&raw mut request) as usize];
+        // SAFETY: the request lives. The pages named are the program's, which nothing in Rust refers to; the
+        // pager answers for their contents from here on.
+        unsafe { call(nr::IOCTL, &args) }.map(drop)
+    }
+
+    /// Copies the pages of staging that hold something to the ring and returns which these are.
+    fn copy_out(&self, pages: u64) -> [u64; MOVED_WORDS] {
+        let mut moved = [0; MOVED_WORDS];
+        let mut entries = [0; BATCH_PAGES];
+        for (index, entry) in self.pagemap(self.staging, pages, &mut entries).iter().enumerate() {
+            if !is_there(*entry) {
+                continue;
+            }
+            if let Some(word) = moved.get_mut(index / 64) {
+                *word |= 1 << (index % 64);
+            }
+            let offset = index as u64 * PAGE;
+            // SAFETY: both pages lie in our own mappings, which do not overlap; only the pager, a process of its own,
+            // also looks at the ring, and not before it has the answer.
+            unsafe {
+                core::ptr::copy_nonoverlapping(
+                    (self.staging + offset) as *const u8,
+                    (self.ring + offset) as *mut u8,
+                    PAGE as usize,
+                );
+            }
+        }
+        moved
+    }
+
+    /// Drops all pages of staging. Staging is not registered meanwhile: so no event is raised, which would
+    /// have to be waited for.
+    fn empty_staging(&mut self) -> Result<(), Errno> {
+        let (start, len) = (self.staging, BATCH_PAGES as u64 * PAGE);
+        let mut range = [start, len];
+        let mut register = Register { start, len, mode: REGISTER_MODE_WP, ioctls: 0 };
+        let userfaultfd = self.userfaultfd as usize;
+        // SAFETY: the requests live; the discarded pages are our own staging, whose contents are in the ring.
+        unsafe {
+            call(nr::IOCTL, &[userfaultfd, UFFDIO_UNREGISTER, (&raw mut range) as usize])?;
+            let drop_all = || call(nr::MADVISE, &[start as usize, len as usize, MADV_DONTNEED]);
+            let mut dropped = drop_all();
+            if dropped.is_err() {
+                // mlockall locked staging too.
+                raw(nr::MUNLOCK, [start as usize, len as usize, 0, 0, 0, 0]);
+                dropped = drop_all();
+            }
+            call(nr::IOCTL, &[userfaultfd, UFFDIO_REGISTER, (&raw mut register) as usize])?;
+            dropped?;
+        }
+        self.staging_used = false;
+        Ok(())
+    }
+
+    /// How many pages from here on are there without a gap.
+    fn present_pages(&self, start: u64, pages: u64) -> u64 {
+        let mut entries = [0; BATCH_PAGES];
+        self.pagemap(start, pages, &mut entries).iter().take_while(|entry| is_there(**entry)).count() as u64
+    }
+
+    /// The pagemap entries of at most [`BATCH_PAGES`] pages.
+    fn pagemap<'e>(&self, start: u64, pages: u64, entries: &'e mut [u64; BATCH_PAGES]) -> &'e [u64] {
+        let bytes = pages as usize * size_of::<u64>();
+        let offset = start / PAGE * size_of::<u64>() as u64;
+        let Some(wanted) = entries.get_mut(..pages as usize) else { system::fail_stop() };
+        let args = [self.pagemap as usize, wanted.as_mut_ptr() as usize, bytes, offset as usize];
+        // SAFETY: the buffer lives, is ours to write and has the length given.
+        let read = restart(|| unsafe { call(nr::PREAD64, &args) });
+        if read != Ok(bytes) {
+            // Pages may have moved, and nobody can say which.
+            system::fail_stop();
+        }
+        wanted
+    }
+}
+
+fn is_there(entry: u64) -> bool {
+    entry & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED) != 0
+}

@@ -1,0 +1,126 @@
+//! The agent: a preloaded library that lends the pager one thread inside a target.
+//!
+//! Only the target itself can open a userfaultfd on its address space, move pages out of it, empty staging and
+//! execute an mremap that the gate has stopped. That is all this library does; every decision is the pager's.
+//! It must never wait for memory that the pager has taken, so it uses nothing of the program: no libc call
+//! (with one exception, below), no allocation, no thread-local storage, nothing bound lazily. What it reads and
+//! writes is its own code and `.data` (private file mappings, which the pager never registers) and a
+//! shared mapping of a memfd, which cannot be registered with it at all.
+//!
+//! Life of an agent:
+//!
+//! ```text
+//! constructor / fork child ─ connect ─ map the area ─ userfaultfd ─ Greeting ─ Welcome ─┐
+//!                                                        refused or failed: clean up    │
+//!    program goes on ◄── own descriptors closed ◄── futex ◄── agent thread: Started ◄───┘
+//!                                                              │
+//!                                   Evict, Mremap ◄──► answers ┤
+//!                                             Retire ─► exit   └─ anything else: SIGKILL to the process
+//! ```
+//!
+//! The exception is `__register_atfork`, found at load time and called once from the constructor, before the pager
+//! has taken anything. Where it does not exist (musl) fork children have no agent.
+//!
+//! Built by `crates/vswap/build.rs` with rustc itself. It exports no symbol at all: its constructor is found through
+//! `.init_array`, and the memory functions that the compiler relies on are local copies (see `memory`).
+
+#![no_std]
+#![deny(missing_docs)]
+#![deny(unsafe_op_in_unsafe_fn)]
+#![deny(clippy::undocumented_unsafe_blocks)]
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+compile_error!("the agent is written for Linux on x86-64");
+
+mod area;
+mod connection;
+mod evict;
+mod memory;
+mod setup;
+mod system;
+mod thread;
+
+use core::cell::UnsafeCell;
+use core::hint::black_box;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use vswap_wire::Config;
+
+/// The block that each run patches in its copy of the library file.
+struct ConfigBlock(UnsafeCell<Config>);
+
+// SAFETY: nothing writes to the block in memory; the cell only keeps the compiler from assuming the contents.
+unsafe impl Sync for ConfigBlock {}
+
+// In `.data` by name: anything in `.bss` could end up in an anonymous page, which the pager may take.
+#[used]
+#[unsafe(link_section = ".data")]
+static CONFIG: ConfigBlock = ConfigBlock(UnsafeCell::new(Config::UNPATCHED));
+
+/// The beacon page that fork children read; 0 while there is none.
+#[unsafe(link_section = ".data")]
+static BEACON: AtomicU64 = AtomicU64::new(0);
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: extern "C" fn() = constructor;
+
+// Referred to weakly, so that the library also loads where it is missing.
+core::arch::global_asm!(".weak __register_atfork");
+
+type Hook = Option<extern "C" fn()>;
+type RegisterAtfork = extern "C" fn(prepare: Hook, parent: Hook, child: Hook, dso: *const u8) -> i32;
+
+fn config() -> Config {
+    // SAFETY: the pointer is to a live static that nothing writes to. Volatile, because the contents are
+    // not those that the compiler saw.
+    unsafe { black_box(CONFIG.0.get()).read_volatile() }
+}
+
+extern "C" fn constructor() {
+    let config = config();
+    if !config.is_patched() {
+        return;
+    }
+    if let Some(beacon) = setup::set_up(&config, None) {
+        BEACON.store(beacon, Ordering::Relaxed);
+        register_child_hook();
+    }
+}
+
+/// Runs in the only thread of a fork child, before the program's own hooks if we were the first to register.
+extern "C" fn child() {
+    let mask = system::block_signals();
+    let beacon = BEACON.load(Ordering::Relaxed);
+    // SAFETY: the beacon was mapped for good when this hook was registered, and fork children inherit it. The
+    // read may fault: then the pager, which registered the page, answers with this child's token.
+    let token = unsafe { (beacon as *const u64).read_volatile() };
+    // Without an agent the child is served and never evicted from; there is nobody to tell.
+    let _ = setup::set_up(&config(), Some(setup::Inherited { beacon, token }));
+    system::restore_signals(mask);
+}
+
+fn register_child_hook() {
+    let register: usize;
+    // SAFETY: reads one word of our own global offset table, which is filled in by the time constructors run.
+    unsafe {
+        core::arch::asm!(
+            "mov {}, qword ptr [rip + __register_atfork@GOTPCREL]",
+            out(reg) register,
+            options(nostack, preserves_flags, readonly)
+        );
+    }
+    if register == 0 {
+        return;
+    }
+    // SAFETY: this is glibc's function of that name and signature, stable since 2.3.2.
+    let register = unsafe { core::mem::transmute::<usize, RegisterAtfork>(register) };
+    // An error means that there is no memory for another hook: fork children then have no agent.
+    // The library is never unloaded, so any address of its own serves as its handle.
+    let _ = register(None, None, Some(child), (&raw const CONFIG).cast());
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    system::fail_stop()
+}

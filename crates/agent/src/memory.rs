@@ -1,0 +1,65 @@
+//! The functions that compiled code may call without being asked, as local symbols.
+//!
+//! The libc of the target has them too, but behind run-time selection that we need not trust at this
+//! early stage, and exporting our own would replace the program's. So they are hidden symbols in assembly. Rep-string
+//! instructions are fast for the one large size used here, a page.
+//!
+//! `rust_eh_personality` is named by the unwind tables of the `core` library, which was built to unwind. We abort
+//! instead, so it is never called.
+
+core::arch::global_asm!(
+    ".pushsection .text.vswap_memory, \"ax\", @progbits",
+    ".macro local_function name",
+    ".globl \\name",
+    ".hidden \\name",
+    ".type \\name, @function",
+    "\\name:",
+    ".endm",
+    "local_function memcpy",
+    "mov rax, rdi",
+    "mov rcx, rdx",
+    "rep movsb",
+    "ret",
+    "local_function memmove",
+    "mov rax, rdi",
+    "mov rcx, rdx",
+    "mov r8, rdi",
+    "sub r8, rsi",
+    "cmp r8, rdx",
+    "jb 2f",
+    "rep movsb",
+    "ret",
+    // The destination starts inside the source: from the end backwards.
+    "2:",
+    "lea rdi, [rdi + rdx - 1]",
+    "lea rsi, [rsi + rdx - 1]",
+    "std",
+    "rep movsb",
+    "cld",
+    "ret",
+    "local_function memset",
+    "mov r8, rdi",
+    "mov eax, esi",
+    "mov rcx, rdx",
+    "rep stosb",
+    "mov rax, r8",
+    "ret",
+    "local_function memcmp",
+    "local_function bcmp",
+    "xor eax, eax",
+    "xor ecx, ecx",
+    "3:",
+    "cmp rcx, rdx",
+    "je 4f",
+    "movzx eax, byte ptr [rdi + rcx]",
+    "movzx r8d, byte ptr [rsi + rcx]",
+    "inc rcx",
+    "sub eax, r8d",
+    "je 3b",
+    "4:",
+    "ret",
+    "local_function rust_eh_personality",
+    "ud2",
+    ".purgem local_function",
+    ".popsection",
+);
