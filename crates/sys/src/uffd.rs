@@ -193,8 +193,9 @@ impl Uffd {
     ///
     /// # Errors
     ///
-    /// `EINVAL`: not a mapping this can watch, or not aligned; `EBUSY`: registered with another userfaultfd; `ENOMEM`, `EPERM`;
-    /// `ESRCH` after the process has gone.
+    /// `EINVAL`: no mapping there that can be watched, or not aligned; `EBUSY`: part of it is registered with another
+    /// userfaultfd; `EPERM`: a shared file we may not write; `ENOMEM`: also what this command answers, instead of `ESRCH`,
+    /// after the process has gone.
     pub fn register(&self, range: Range<u64>, mode: RegisterMode) -> Result<(), Errno> {
         let mut argument = Register { range: range.into(), mode: mode.0, ioctls: 0 };
         self.ioctl(UFFDIO_REGISTER, &mut argument)

@@ -45,7 +45,8 @@ pub enum Step<'a> {
     },
     /// The signal mask of the program.
     SignalMask(&'a SignalSet),
-    /// Default disposition for this signal.
+    /// Default disposition for this signal. `SIGPIPE` wants it: the Rust runtime ignores that one at the start of a
+    /// program, and ignoring is inherited.
     DefaultSignal(i32),
     /// Ignores this signal.
     IgnoreSignal(i32),
