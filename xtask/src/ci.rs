@@ -1,0 +1,205 @@
+//! The whole test run, in one order, each step with its own time limit; what the test machine and a person run.
+//!
+//! A step that cannot run is a failure. The closing line counts tests: those of the test harness one by one,
+//! every other step and every real program as one.
+
+use crate::args::Args;
+use crate::command::{Run, tail};
+use crate::programs::{self, PROGRAMS, Program, Scale, Setting};
+use crate::workspace;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// One step: a cargo command, or the real programs.
+struct Step {
+    name: String,
+    words: Vec<String>,
+    env: Vec<(String, String)>,
+    seconds: u64,
+    /// Whether it must have run at least one test of the test harness.
+    harness: bool,
+}
+
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+}
+
+fn step(name: &str, line: &str, env: &[(&str, &str)], seconds: u64) -> Step {
+    Step {
+        name: name.to_owned(),
+        words: line.split(' ').map(str::to_owned).collect(),
+        env: env.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect(),
+        seconds,
+        harness: line.contains(" test "),
+    }
+}
+
+/// Whether this toolchain has Miri.
+fn has_miri() -> bool {
+    Command::new("cargo").args(["+nightly", "miri", "--version"]).output().is_ok_and(|o| o.status.success())
+}
+
+/// Undefined behaviour: Miri on the core where it is installed, else AddressSanitizer, which needs no other
+/// toolchain, on the crates with unsafe code.
+fn memory_step() -> Step {
+    if has_miri() {
+        return step(
+            "Miri, core",
+            "cargo +nightly miri test --package vswap-core --lib",
+            &[("MIRIFLAGS", "-Zmiri-disable-isolation"), ("CARGO_TARGET_DIR", &separate("miri"))],
+            600,
+        );
+    }
+    step(
+        "AddressSanitizer, core and tiers (Miri is not installed)",
+        "cargo test --package vswap-core --package vswap-tiers --lib --tests --target x86_64-unknown-linux-gnu",
+        &[
+            ("RUSTC_BOOTSTRAP", "1"),
+            ("RUSTFLAGS", "-Zsanitizer=address"),
+            ("PROPTEST_CASES", "32"),
+            ("CARGO_TARGET_DIR", &separate("asan")),
+        ],
+        600,
+    )
+}
+
+/// Other flags rebuild everything, so they get a directory of their own.
+fn separate(name: &str) -> String {
+    workspace::target().join(name).to_string_lossy().into_owned()
+}
+
+fn steps() -> Vec<Step> {
+    vec![
+        step("format", "cargo fmt --all --check", &[], 60),
+        step("format of the agent", "rustfmt --edition 2024 --check crates/agent/src/lib.rs", &[], 60),
+        step("lints", "cargo clippy --workspace --all-targets -- -D warnings", &[], 400),
+        step("documentation", "cargo doc --workspace --no-deps", &[("RUSTDOCFLAGS", "-Dwarnings")], 400),
+        step("tests", "cargo test --workspace", &[], 900),
+        step(
+            "loom, core",
+            "cargo test --release --package vswap-core --test loom",
+            &[("RUSTFLAGS", "--cfg loom"), ("CARGO_TARGET_DIR", &separate("loom"))],
+            600,
+        ),
+        memory_step(),
+    ]
+}
+
+/// Sums of the test harness's closing lines.
+fn harness(text: &str) -> Tally {
+    let mut tally = Tally::default();
+    for line in text.lines().filter(|l| l.starts_with("test result:")) {
+        let number = |word: &str| -> usize {
+            let before = line.split(word).next().unwrap_or_default();
+            before.split_whitespace().last().and_then(|n| n.parse().ok()).unwrap_or(0)
+        };
+        tally.passed += number(" passed");
+        tally.failed += number(" failed");
+    }
+    tally
+}
+
+fn run(step: &Step, scratch: &Path) -> Result<Tally, String> {
+    let file = |end: &str| {
+        let stem: String =
+            step.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        scratch.join(format!("ci-{stem}.{end}"))
+    };
+    let run = Run {
+        words: step.words.clone(),
+        env: step.env.clone(),
+        stdout: file("out"),
+        stderr: file("err"),
+        timeout: Duration::from_secs(step.seconds),
+    };
+    let outcome = run.run()?;
+    let mut tally = harness(&std::fs::read_to_string(&run.stdout).unwrap_or_default());
+    let mut problem = None;
+    if outcome.timed_out {
+        problem = Some(format!("not done within {} s", step.seconds));
+    } else if outcome.status != 0 {
+        problem = Some(format!("status {}", outcome.status));
+    } else if step.harness && tally.passed == 0 {
+        problem = Some("it ran no test".to_owned());
+    }
+    let Some(problem) = problem else {
+        tally.passed += usize::from(!step.harness);
+        return Ok(tally);
+    };
+    let output = tail(&run.stdout, 60) + &tail(&run.stderr, 40);
+    let output = output.replace(&format!("{}/", workspace::root().display()), "");
+    eprintln!("  FAILED: {problem}: {}\n{output}", step.words.join(" "));
+    tally.failed = tally.failed.max(1);
+    Ok(tally)
+}
+
+fn real_programs() -> Result<Tally, String> {
+    let setting = Setting {
+        vswap: workspace::vswap(None)?,
+        vswap_args: vec![],
+        percent: 50,
+        scale: Scale::Quick,
+        scratch: workspace::scratch()?,
+    };
+    let all: Vec<&Program> = PROGRAMS.iter().collect();
+    let (passed, failed) = programs::run_all(&all, &setting);
+    Ok(Tally { passed, failed })
+}
+
+/// `cargo xtask ci`
+pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
+    const PROGRAMS_STEP: &str = "real programs at half of their memory";
+    let mut args = Args::new(words);
+    let list = args.flag("--list");
+    let only = args.value("--only")?;
+    args.done()?;
+    let steps = steps();
+    let wanted = |name: &str| only.as_deref().is_none_or(|o| name.contains(o));
+    if list {
+        steps.iter().map(|s| s.name.as_str()).chain([PROGRAMS_STEP]).for_each(|name| println!("{name}"));
+        return Ok(true);
+    }
+    std::env::set_current_dir(workspace::root()).map_err(|e| format!("the repository: {e}"))?;
+    let scratch = workspace::scratch()?;
+    let started = Instant::now();
+    let mut total = Tally::default();
+    let mut report = |name: &str, begun: Instant, tally: Result<Tally, String>| {
+        let tally = tally.unwrap_or_else(|problem| {
+            eprintln!("  FAILED: {problem}");
+            Tally { passed: 0, failed: 1 }
+        });
+        let seconds = begun.elapsed().as_secs();
+        println!("{name}: {} passed, {} failed, {seconds} s", tally.passed, tally.failed);
+        total.passed += tally.passed;
+        total.failed += tally.failed;
+    };
+    for step in steps.iter().filter(|s| wanted(&s.name)) {
+        println!("==> {}", step.name);
+        let begun = Instant::now();
+        report(&step.name, begun, run(step, &scratch));
+    }
+    if wanted(PROGRAMS_STEP) {
+        println!("==> {PROGRAMS_STEP}");
+        let begun = Instant::now();
+        report(PROGRAMS_STEP, begun, real_programs());
+    }
+    if total.passed + total.failed == 0 {
+        return Err(format!("no step is called `{}`; --list names them", only.unwrap_or_default()));
+    }
+    println!("in {} s", started.elapsed().as_secs());
+    println!("{} passed, {} failed", total.passed, total.failed);
+    Ok(total.failed == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_harness_lines_are_summed() {
+        let text = "test a ... ok\ntest result: ok. 12 passed; 0 failed; 0 ignored\n\ntest result: FAILED. 3 passed; 2 failed; 1 ignored\n";
+        let tally = super::harness(text);
+        assert_eq!((tally.passed, tally.failed), (15, 2));
+    }
+}
