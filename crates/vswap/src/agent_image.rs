@@ -6,7 +6,7 @@ use std::path::Path;
 use vswap_wire::{Config, PatchError};
 
 /// The library as it was built. Preloaded like this, it does nothing.
-static UNPATCHED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libvswap_agent.so"));
+pub(crate) static UNPATCHED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libvswap_agent.so"));
 
 /// The bytes of a library whose agents connect to `socket`, show `secret` and pass the mremap gate with `cookie`.
 ///
