@@ -131,7 +131,8 @@ impl Maps {
     }
 
     /// The mapping that covers `addr`, or else the next one above; `None` above the last, and when the process has
-    /// gone. Costs 0.2 µs or so by PROCMAP_QUERY; by text, a pass over all mappings below.
+    /// gone. Costs well below a microsecond by PROCMAP_QUERY; by text, a pass over all mappings
+    /// below.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! How much memory a process has, from the cheap figure (1.6 µs) to the exact one (a walk over its page tables).
+//! How much memory a process has, from the cheap figure (a microsecond) to the exact one (a walk over its page tables).
 
 use std::fs::File;
 use std::io;
