@@ -1,7 +1,9 @@
 //! Becoming a target: from the connection to the running agent.
 //!
-//! Everything built on the way is undone when a step fails, and the program runs on as if we had not been loaded. The one
-//! exception is a fork child that the pager already serves: if the pager is gone, so are its pages.
+//! Everything built on the way is undone when a step fails, and the program runs on as if we had not been loaded. A fork
+//! child that the pager already serves goes on being served, only without an agent (behind a chroot, say, the
+//! socket cannot be found). The one exception: when such a child has said hello and the pager hangs up, the pager is
+//! gone, and so are pages of the child.
 
 use vswap_wire::{BATCH_PAGES, Config, Greeting, Hello, Reason, Refusal, Welcome};
 
@@ -35,14 +37,11 @@ pub(crate) fn set_up(config: &Config, inherited: Option<Inherited>) -> Option<u6
     let served = inherited.is_some_and(|inherited| inherited.token != 0);
     let lost = || {
         if served {
-            // The pager had taken this address space over and no longer answers.
+            // The pager had taken this address space over and no longer answers: it does not hang up on purpose.
             system::fail_stop();
         }
     };
-    let Ok(connection) = Connection::open(config) else {
-        lost();
-        return None;
-    };
+    let connection = Connection::open(config).ok()?;
     let forked = inherited.is_some();
     let token = inherited.map_or(0, |inherited| inherited.token);
     let pid = system::getpid();

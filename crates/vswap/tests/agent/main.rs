@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use mini::{Evicted, PAGE, Pager, Program, Target, can_page};
-use vswap_wire::{Command as Order, Hello, Reason, Run, Welcome, buffer};
+use vswap_wire::{Command as Order, Hello, Reason, Run, Runs, Welcome, buffer};
 
 /// All signals but SIGKILL and SIGSTOP.
 const EVERY_SIGNAL: &str = "fffffffffffbfeff";
@@ -70,7 +70,8 @@ fn an_ordinary_program_greets_and_runs() {
     let links = |task: &str| -> Vec<String> {
         let entries = std::fs::read_dir(format!("/proc/{task}/fd")).unwrap();
         let mut links: Vec<String> = entries
-            .map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
+            .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+            .map(|link| link.display().to_string())
             .map(|link| link.split([':', '[']).next().unwrap().to_string())
             .collect();
         links.sort();
@@ -331,6 +332,52 @@ fn nothing_is_lost_while_threads_write() {
 }
 
 #[test]
+fn an_unread_event_stops_a_batch() {
+    if !can_page() {
+        return;
+    }
+    let pager = Pager::new();
+    let (mut program, target, start) = start(&pager, 64);
+    let quiet = target.service.pause();
+    // Waits in the middle of its system call until the event is read.
+    program.tell("drop 60 1");
+    let deadline = Instant::now() + mini::PATIENCE;
+    loop {
+        let answer = target.evict(&[run(start + 63 * PAGE, 1)]);
+        if answer.again {
+            assert_eq!(answer, Evicted { moved: 0, again: true, first_errno: 0, emptied: true });
+            break;
+        }
+        assert!(Instant::now() < deadline, "the program does not change its mappings");
+        // Too early: the page is out.
+        target.put_back(start + 63 * PAGE);
+    }
+    let answer = target.evict(&[run(start, 8), run(start + 9 * PAGE, 3)]);
+    assert_eq!(answer, Evicted { moved: 0, again: true, first_errno: 0, emptied: true });
+    drop(quiet);
+    assert_eq!(program.hear(), "dropped");
+    assert_eq!(target.evict(&[run(start, 60)]), all(60));
+    assert_eq!(program.ask("check"), "intact");
+    assert_eq!(program.end().code(), Some(0));
+}
+
+#[test]
+fn a_child_that_cannot_find_the_pager_is_served_without_an_agent() {
+    if !can_page() {
+        return;
+    }
+    let pager = Pager::new();
+    let (mut program, target, start) = start(&pager, 32);
+    assert_eq!(target.evict(&[run(start, 32)]), all(32));
+    std::fs::remove_file(pager.directory.join("pager")).unwrap();
+    assert_eq!(program.ask("fork"), "child intact");
+    program.tell("end");
+    assert_eq!(program.hear(), "status 0");
+    assert_eq!(program.ask("check"), "intact");
+    assert_eq!(program.end().code(), Some(0));
+}
+
+#[test]
 fn mremap_is_executed_for_the_program() {
     if !can_page() {
         return;
@@ -490,4 +537,64 @@ fn pipes_reach_their_end() {
     assert!(took < Duration::from_millis(480), "{took:?}");
     assert!(targets.len() >= 5, "{}", targets.len());
     assert_eq!(program.end().code(), Some(0));
+}
+
+/// What the agent costs a program that does nothing: `cargo test --release -p vswap --test agent -- --ignored
+/// --nocapture what_a_start_costs`.
+#[test]
+#[ignore = "a measurement"]
+fn what_a_start_costs() {
+    const ROUNDS: u32 = 300;
+    let pager = Pager::new();
+    let unpatched = pager.directory.join("unpatched.so");
+    std::fs::write(&unpatched, agent_image::UNPATCHED).unwrap();
+    let mut targets = 0;
+    let mut took = [const { Vec::new() }; 3];
+    // Interleaved, so that whatever else the machine does hits all three.
+    for _ in 0..ROUNDS {
+        for (kind, took) in took.iter_mut().enumerate() {
+            let mut command = pager.command("/bin/true");
+            match kind {
+                0 => drop(command.env_remove("LD_PRELOAD")),
+                1 => drop(command.env("LD_PRELOAD", &unpatched)),
+                _ => {}
+            }
+            let before = Instant::now();
+            let mut program = Program::start(&mut command);
+            let target = (kind == 2).then(|| pager.welcome());
+            program.0.wait().unwrap();
+            took.push(before.elapsed());
+            targets += u32::from(target.is_some());
+        }
+    }
+    assert_eq!(targets, ROUNDS);
+    let [plain, idle, paged] = took.map(|mut took| {
+        took.sort();
+        took[took.len() / 2]
+    });
+    println!("/bin/true, median: alone {plain:?}, agent idle {idle:?}, agent at work {paged:?}");
+}
+
+/// What a batch costs, from the command to the answer.
+#[test]
+#[ignore = "a measurement"]
+fn what_a_batch_costs() {
+    let pager = Pager::new();
+    let (mut program, target, start) = start(&pager, 128);
+    let mut took = Vec::new();
+    for _ in 0..200 {
+        let before = Instant::now();
+        target.send(Order::Evict { runs: Runs::new(&[run(start, 128)]).unwrap() });
+        let answer = target.answer();
+        took.push(before.elapsed());
+        assert!(matches!(answer, vswap_wire::Answer::Evicted { moved: [u64::MAX, u64::MAX], .. }));
+        for page in 0..128 {
+            let mut bytes = [0; PAGE as usize];
+            target.ring.copy_page_out(page, &mut bytes);
+            target.service.uffd.copy(start + page as u64 * PAGE, &bytes, false).unwrap();
+        }
+    }
+    took.sort();
+    println!("128 pages: p50 {:?}, p90 {:?}", took[100], took[180]);
+    assert_eq!(program.ask("check"), "intact");
 }

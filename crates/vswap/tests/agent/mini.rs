@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -239,6 +239,17 @@ impl Target {
         Evicted { moved, again, first_errno, emptied }
     }
 
+    /// Gives back an evicted page that nobody waits for.
+    pub(crate) fn put_back(&self, address: u64) {
+        let mut store = self.service.store.lock().unwrap();
+        let page = store[&address];
+        match self.service.uffd.copy(address, &page, false).map_err(|partial| partial.errno) {
+            Ok(_) => drop(store.remove(&address)),
+            // An unread event; the page stays in the store until someone faults for it.
+            Err(errno) => assert_eq!(errno, libc::EAGAIN),
+        }
+    }
+
     pub(crate) fn mremap(&self, args: [u64; 5]) -> i64 {
         self.send(Order::Mremap { args });
         match self.answer() {
@@ -259,6 +270,7 @@ pub(crate) struct Service {
     pub(crate) store: Store,
     pub(crate) events: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
+    turn: Arc<Mutex<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -267,11 +279,18 @@ impl Service {
         let uffd = Arc::new(uffd);
         let events = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
+        let turn = Arc::new(Mutex::new(()));
         let thread = {
-            let (uffd, store, events, stop) = (uffd.clone(), store.clone(), events.clone(), stop.clone());
-            std::thread::spawn(move || serve(&uffd, &store, &events, &stop, beacon, &births))
+            let (uffd, store, events) = (uffd.clone(), store.clone(), events.clone());
+            let (stop, turn) = (stop.clone(), turn.clone());
+            std::thread::spawn(move || serve(&uffd, &store, &events, &stop, &turn, beacon, &births))
         };
-        Service { uffd, store, events, stop, thread: Some(thread) }
+        Service { uffd, store, events, stop, turn, thread: Some(thread) }
+    }
+
+    /// Neither reads nor answers anything until the guard is dropped.
+    pub(crate) fn pause(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap()
     }
 
     pub(crate) fn events(&self) -> Vec<String> {
@@ -296,6 +315,7 @@ fn serve(
     store: &Store,
     events: &Mutex<Vec<String>>,
     stop: &AtomicBool,
+    turn: &Mutex<()>,
     beacon: u64,
     births: &Births,
 ) {
@@ -303,6 +323,7 @@ fn serve(
     let mut waiting: Vec<u64> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         poll(&[(uffd.as_fd(), Events::IN)], Some(Duration::from_millis(5))).unwrap();
+        let _turn = turn.lock().unwrap();
         while let Ok(Some(message)) = uffd.read_message() {
             match message {
                 Message::Fault { addr, .. } => waiting.push(addr & !(PAGE - 1)),
