@@ -55,6 +55,10 @@ fn main() {
         runs.clear();
         pagemap.scan(range.clone(), 0, &mut runs).expect("scan");
     });
+    cost("pagemap.scan_present, per present page", pages as u64, || {
+        runs.clear();
+        pagemap.scan_present(range.clone(), 0, &mut runs).expect("scan");
+    });
     let mut entries = vec![0; pages];
     cost("pagemap.entries, per page", pages as u64, || {
         pagemap.entries(base / PAGE_SIZE as u64, &mut entries).expect("entries");

@@ -240,3 +240,72 @@ fn split_fields(line: &[u8]) -> Option<([&str; 5], &[u8])> {
     }
     Some((fields, rest.trim_ascii_start()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    const TEXT: &[u8] = b"\
+00400000-00452000 r-xp 00000000 08:02 173521      /usr/bin/dbus-daemon
+00e03000-00e24000 rw-p 00000000 00:00 0           [heap]
+35b1800000-35b1820000 r--p 00000000 08:02 135522  /lib/a path with spaces (deleted)
+7f0000000000-7f0000021000 rw-p 00000000 00:00 0 
+7f0000021000-7f0004000000 ---p 00000000 00:00 0 
+7f1000000000-7f1000001000 rw-s 00000000 00:05 42  /dev/zero (deleted)
+7f1000002000-7f1000003000 rw-p 00000000 00:00 0   [anon:name \xff with bytes]
+7f1000003000-7f1000004000 rw-s 00000000 00:01 0   /odd/inode/zero
+7fffb2c0d000-7fffb2c2e000 rw-p 00000000 00:00 0   [stack]
+7fffb2d48000-7fffb2d49000 r-xp 00000000 00:00 0   [vdso]
+7fffb2d4a000-7fffb2d4b000 r-xp 00000000 00:00 0   [uprobes]
+ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]
+";
+
+    /// A file in place of `/proc/PID/maps`: it answers the query with ENOTTY, as an old kernel does.
+    fn maps_of(text: &[u8]) -> Maps {
+        let fd = rustix::fs::memfd_create("maps", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let mut file = File::from(fd);
+        file.write_all(text).unwrap();
+        Maps { file, query: true }
+    }
+
+    #[test]
+    fn without_the_query_the_text_is_parsed() {
+        let mut maps = maps_of(TEXT);
+        let mut seen = Vec::new();
+        let mut addr = 0;
+        while let Some(mapping) = maps.next_at_or_after(addr).unwrap() {
+            assert!(!maps.uses_query());
+            addr = mapping.range.end;
+            seen.push(mapping);
+        }
+        let kinds: Vec<Kind> = seen.iter().map(|mapping| mapping.kind).collect();
+        use Kind::{Anon, File, Heap, Other, Stack, Vdso};
+        assert_eq!(kinds, [File, Heap, File, Anon, Anon, File, Anon, File, Stack, Vdso, Other]);
+        let expected = Mapping {
+            range: 0x7f10_0000_0000..0x7f10_0000_1000,
+            read: true,
+            write: true,
+            exec: false,
+            shared: true,
+            inode: 42,
+            kind: File,
+        };
+        assert_eq!(seen[5], expected);
+        assert_eq!(maps.next_at_or_after(0x7f10_0000_0fff).unwrap(), Some(expected.clone()));
+        assert_eq!(maps.next_at_or_after(0x7f00_0400_0000).unwrap(), Some(expected));
+        let guard = maps.next_at_or_after(0x7f00_0002_1000).unwrap().unwrap();
+        assert!(!guard.read && !guard.write && !guard.exec && !guard.shared);
+    }
+
+    #[test]
+    fn nonsense_is_an_error_and_nothing_is_an_end() {
+        assert_eq!(maps_of(b"").next_at_or_after(0).unwrap(), None);
+        for text in [&b"x"[..], b"1-2", b"1-g r--p 0 0:0 0", b"1-2 r--p 0 0:0 x", b"1-2 rwx 0 0:0 0", b"\xff"]
+        {
+            let answer = maps_of(text).next_at_or_after(0);
+            assert_eq!(answer.unwrap_err().kind(), io::ErrorKind::InvalidData, "{text:?}");
+        }
+    }
+}

@@ -76,16 +76,49 @@ impl Pagemap {
         File::open(format!("/proc/{pid}/pagemap")).map(Self)
     }
 
-    /// Appends to `out` the runs of present anonymous pages of `range` (not the zero page, not files, not swapped or guard entries) as
-    /// byte ranges, until `max_pages` pages or [`SCAN_RUNS_MAX`] runs are found. Returns the address to go on from,
-    /// which is `range.end` when the range was seen to its end.
+    /// Appends to `out` the runs of present anonymous pages of `range` (not the zero page, not files, not swapped or guard
+    /// entries) as byte ranges, until `max_pages` pages or [`SCAN_RUNS_MAX`] runs are found. Returns the address to go on
+    /// from, which is `range.end` when the range was seen to its end.
     ///
-    /// `range` is page-aligned; `max_pages` 0 means no limit on pages. Pages of shared memory count as files.
+    /// `range` is page-aligned; `max_pages` 0 means no limit on pages. Pages of shared memory count as files. Telling
+    /// files apart makes the kernel look at every page's frame: see [`Pagemap::scan_present`].
     ///
     /// # Errors
     ///
     /// `ENOTTY`: a kernel before 6.7; `EINVAL`: a bad range; `ESRCH`: the address space has gone.
     pub fn scan(&self, range: Range<u64>, max_pages: u64, out: &mut Vec<Range<u64>>) -> io::Result<u64> {
+        self.scan_for(
+            PAGE_IS_PRESENT,
+            PAGE_IS_PFNZERO | PAGE_IS_FILE | PAGE_IS_SWAPPED,
+            range,
+            max_pages,
+            out,
+        )
+    }
+
+    /// As [`Pagemap::scan`], but finds present pages of files too, at a third of the cost (11 ns a page instead of
+    /// 31, `examples/costs.rs`). The same thing, therefore, in a mapping that is private and has no file.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Pagemap::scan`].
+    pub fn scan_present(
+        &self,
+        range: Range<u64>,
+        max_pages: u64,
+        out: &mut Vec<Range<u64>>,
+    ) -> io::Result<u64> {
+        self.scan_for(PAGE_IS_PRESENT, PAGE_IS_PFNZERO, range, max_pages, out)
+    }
+
+    fn scan_for(
+        &self,
+        required: u64,
+        excluded: u64,
+        range: Range<u64>,
+        max_pages: u64,
+        out: &mut Vec<Range<u64>>,
+    ) -> io::Result<u64> {
         let mut regions = [Region::default(); SCAN_RUNS_MAX];
         let mut argument = ScanArgument {
             size: size_of::<ScanArgument>() as u64,
@@ -96,10 +129,10 @@ impl Pagemap {
             vec: regions.as_mut_ptr() as u64,
             vec_len: SCAN_RUNS_MAX as u64,
             max_pages,
-            category_inverted: PAGE_IS_PFNZERO | PAGE_IS_FILE | PAGE_IS_SWAPPED,
-            category_mask: PAGE_IS_PRESENT | PAGE_IS_PFNZERO | PAGE_IS_FILE | PAGE_IS_SWAPPED,
+            category_inverted: excluded,
+            category_mask: required | excluded,
             category_anyof_mask: 0,
-            return_mask: PAGE_IS_PRESENT,
+            return_mask: required,
         };
         // SAFETY: the kernel reads and writes `argument`, whose size is in its first field, and writes at most
         // `vec_len` regions, which `regions` has room for. Both are borrowed by this frame alone.

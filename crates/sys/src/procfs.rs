@@ -48,3 +48,26 @@ pub(crate) fn stat_fields(text: &str) -> Option<std::str::SplitAsciiWhitespace<'
 pub(crate) fn malformed(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{what}: not in the expected format"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_may_be_called_anything() {
+        let fields = |text| stat_fields(text).map(Iterator::collect::<Vec<_>>);
+        assert_eq!(fields("7 (sh) S 1 7"), Some(vec!["S", "1", "7"]));
+        assert_eq!(fields("7 (a) b (c d) R 9\n"), Some(vec!["R", "9"]));
+        assert_eq!(fields("7 sh S 1"), None);
+    }
+
+    #[test]
+    fn fields_are_found_by_their_whole_key() {
+        let text = "VmLck:\t       8 kB\nVmLckX: 1 kB\nTgid:\t42\nBig:\t18446744073709551615 kB\n";
+        assert_eq!(kilobytes(text, "VmLck"), Some(8192));
+        assert_eq!(field(text, "Tgid"), Some("42"));
+        assert_eq!(kilobytes(text, "Tgid"), None);
+        assert_eq!(kilobytes(text, "Big"), None);
+        assert_eq!(field(text, "Vm"), None);
+    }
+}

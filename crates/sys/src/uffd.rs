@@ -123,7 +123,11 @@ const USERFAULTFD_IOC_NEW: libc::Ioctl = libc::_IO(UFFD_API as u32, 0x00);
 
 /// A userfaultfd. It always acts on the address space of the process that opened it, whoever holds it now.
 #[derive(Debug)]
-pub struct Uffd(OwnedFd);
+pub struct Uffd {
+    fd: OwnedFd,
+    /// Whether the kernel says that `fd` is a userfaultfd: what is read from it may then be believed.
+    genuine: bool,
+}
 
 impl Uffd {
     /// Opens a userfaultfd for the calling process: by the system call, or else by `/dev/userfaultfd`. It is close-on-exec
@@ -153,7 +157,7 @@ impl Uffd {
         let fd = check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) })
             .map_err(io::Error::from_raw_os_error)?;
         // SAFETY: the kernel has just created this descriptor for us; nobody else owns it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd as RawFd) }, genuine: true })
     }
 
     /// Opens a userfaultfd through `/dev/userfaultfd` alone (for `doctor`; everyone else wants [`Uffd::open`]).
@@ -173,7 +177,7 @@ impl Uffd {
         }))
         .map_err(io::Error::from_raw_os_error)?;
         // SAFETY: the kernel has just created this descriptor for us; nobody else owns it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd as RawFd) }, genuine: true })
     }
 
     /// Switches the descriptor on with the given features; possible once. Returns the features of this kernel.
@@ -281,11 +285,14 @@ impl Uffd {
     /// `EINVAL` before [`Uffd::api`]; `EMFILE` or `ENFILE` when a fork's descriptor does not fit into our table (the message stays
     /// queued, and its process waits); `EPROTO` for a message this crate does not know.
     pub fn read_message(&self) -> Result<Option<Message>, Errno> {
+        if !self.genuine {
+            return Err(libc::ENOTTY);
+        }
         let mut raw = RawMessage::default();
         let count = loop {
             // SAFETY: `raw` is 32 writable bytes, valid for any content the kernel stores there.
             let count =
-                unsafe { libc::read(self.0.as_raw_fd(), (&raw mut raw).cast(), size_of::<RawMessage>()) };
+                unsafe { libc::read(self.fd.as_raw_fd(), (&raw mut raw).cast(), size_of::<RawMessage>()) };
             match count {
                 -1 => match last() {
                     libc::EAGAIN => return Ok(None),
@@ -307,9 +314,9 @@ impl Uffd {
                 tid: third as u32,
             },
             EVENT_CODE_FORK => Message::Fork {
-                // SAFETY: the kernel has put this new descriptor into our table while we read the message; it is
-                // in no other message and nobody else owns it.
-                child: Uffd(unsafe { OwnedFd::from_raw_fd(first as u32 as RawFd) }),
+                // SAFETY: the message is the kernel's (`genuine`), which has put this new descriptor into our
+                // table while we read it; it is in no other message and nobody else owns it.
+                child: Uffd { fd: unsafe { OwnedFd::from_raw_fd(first as u32 as RawFd) }, genuine: true },
             },
             EVENT_CODE_REMAP => Message::Remap { from: first, to: second, len: third },
             EVENT_CODE_REMOVE => Message::Remove { range: first..second },
@@ -320,11 +327,14 @@ impl Uffd {
 
     /// One ioctl whose argument is a structure the kernel reads and, for some commands, writes back.
     fn ioctl<T>(&self, command: libc::Ioctl, argument: &mut T) -> Result<(), Errno> {
-        // SAFETY: each command is defined above with the structure it takes, every caller passes that one (the size
+        if !self.genuine {
+            return Err(libc::ENOTTY);
+        }
+        // SAFETY: the descriptor is a userfaultfd; each command is defined above with the structure it takes, every caller passes that one (the size
         // is part of the command), and `argument` is borrowed mutably for the call. The memory the structure
         // *names* is: for COPY's source a live slice that is only read; all other addresses belong to the address space
         // of the userfaultfd, which is another process's (see the crate documentation).
-        match unsafe { libc::ioctl(self.0.as_raw_fd(), command, std::ptr::from_mut(argument)) } {
+        match unsafe { libc::ioctl(self.fd.as_raw_fd(), command, std::ptr::from_mut(argument)) } {
             -1 => Err(last()),
             _ => Ok(()),
         }
@@ -333,21 +343,25 @@ impl Uffd {
 
 impl AsFd for Uffd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
 impl From<OwnedFd> for Uffd {
-    /// Takes a descriptor received from an agent. That it is a userfaultfd shows at the first command (`ENOTTY`
-    /// otherwise).
+    /// Takes a descriptor received from an agent. If it is not a userfaultfd, every call on it fails with `ENOTTY`: from
+    /// something else a hostile sender could have us read a fork event with any number as the child's
+    /// descriptor.
     fn from(fd: OwnedFd) -> Self {
-        Self(fd)
+        // The only name that begins so; a path has a slash first, sockets and pipes have their own words.
+        let genuine = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+            .is_ok_and(|link| link.as_os_str() == "anon_inode:[userfaultfd]");
+        Self { fd, genuine }
     }
 }
 
 impl From<Uffd> for OwnedFd {
     fn from(uffd: Uffd) -> Self {
-        uffd.0
+        uffd.fd
     }
 }
 

@@ -63,6 +63,23 @@ fn device_and_syscall_are_equal() {
     }
 }
 
+/// A hostile agent sends a pipe instead, with a forged fork event that names one of our descriptors as the child's.
+#[test]
+fn a_false_descriptor_is_not_believed() {
+    let (end, forger) = rustix::pipe::pipe().unwrap();
+    let mut forged = [0; 32];
+    forged[0] = 0x13;
+    forged[8] = 1;
+    rustix::io::write(&forger, &forged).unwrap();
+    let uffd = Uffd::from(end);
+    assert_eq!(uffd.read_message().unwrap_err(), libc::ENOTTY);
+    assert_eq!(uffd.wake(Area::new(1).whole()), Err(libc::ENOTTY));
+    assert!(rustix::io::fcntl_getfd(std::io::stdout()).is_ok());
+    let Some(uffd) = open_uffd() else { return };
+    let uffd = Uffd::from(std::os::fd::OwnedFd::from(uffd));
+    assert!(uffd.read_message().unwrap().is_none());
+}
+
 #[test]
 fn copy_resolves_a_read_fault() {
     let Some((uffd, area)) = registered(4) else { return };

@@ -36,6 +36,9 @@ fn scan_finds_present_anonymous_pages_only() {
     let mut runs = Vec::new();
     assert_eq!(own_pagemap().scan(area.whole(), 0, &mut runs).unwrap(), area.whole().end);
     assert_eq!(runs, [area.range(0..3), area.range(5..7)]);
+    let mut present = Vec::new();
+    assert_eq!(own_pagemap().scan_present(area.whole(), 0, &mut present).unwrap(), area.whole().end);
+    assert_eq!(present, runs);
 
     let mut entries = [0; 10];
     assert_eq!(own_pagemap().entries(area.base / PAGE, &mut entries).unwrap(), 10);
@@ -50,6 +53,8 @@ fn scan_finds_present_anonymous_pages_only() {
     let mut runs = Vec::new();
     own_pagemap().scan(shared.whole(), 0, &mut runs).unwrap();
     assert_eq!(runs, []);
+    own_pagemap().scan_present(shared.whole(), 0, &mut runs).unwrap();
+    assert_eq!(runs, [shared.range(0..1)]);
 }
 
 #[test]

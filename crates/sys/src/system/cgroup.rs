@@ -115,3 +115,75 @@ fn limit_of(version: Version, path: PathBuf) -> Option<CgroupLimit> {
     let usage = number(usage).unwrap_or(0);
     Some(CgroupLimit { limit, usage, path })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V2_MOUNT: &str = "24 18 0:22 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    fn paths(cgroup: &str, mountinfo: &str) -> Vec<String> {
+        directories(cgroup, mountinfo)
+            .into_iter()
+            .map(|(version, path)| format!("{version:?} {}", path.display()))
+            .collect()
+    }
+
+    #[test]
+    fn version_2_walks_up_to_the_mount() {
+        assert_eq!(
+            paths("0::/user.slice/user-1000.slice/a b.scope\n", V2_MOUNT),
+            [
+                "V2 /sys/fs/cgroup/user.slice/user-1000.slice/a b.scope",
+                "V2 /sys/fs/cgroup/user.slice/user-1000.slice",
+                "V2 /sys/fs/cgroup/user.slice",
+                "V2 /sys/fs/cgroup",
+            ]
+        );
+        // A cgroup namespace: the root is ours, and a process moved outside it sees `/..`.
+        assert_eq!(paths("0::/\n", V2_MOUNT), ["V2 /sys/fs/cgroup"]);
+        assert_eq!(paths("0::/../other\n", V2_MOUNT), ["V2 /sys/fs/cgroup"]);
+    }
+
+    #[test]
+    fn version_1_knows_its_controller_and_a_partial_mount() {
+        let cgroup = "5:devices:/x\n4:cpu,memory:/docker/abc/inner\n0::/\n";
+        let mountinfo = "\
+            30 25 0:26 /docker/abc /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices\n\
+            31 25 0:27 /docker/abc /sys/fs/cgroup/my\\040memory rw master:1 - cgroup cgroup rw,cpu,memory\n\
+            32 25 0:28 /docker/abc /elsewhere rw - ext4 /dev/memory rw,memory\n";
+        assert_eq!(
+            paths(cgroup, mountinfo),
+            ["V1 /sys/fs/cgroup/my memory/inner", "V1 /sys/fs/cgroup/my memory"]
+        );
+    }
+
+    #[test]
+    fn nothing_mounted_is_no_limit() {
+        assert_eq!(paths("0::/a\n4:memory:/b\n", ""), Vec::<String>::new());
+        assert_eq!(paths("", V2_MOUNT), Vec::<String>::new());
+        assert_eq!(paths("nonsense\n", "nonsense\n"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn limits_are_read_from_the_directory() {
+        let directory = std::env::temp_dir().join(format!("vswap-sys-cgroup-{}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        let put = |name: &str, text: &str| std::fs::write(directory.join(name), text).unwrap();
+        let limit = |version| limit_of(version, directory.clone()).map(|found| (found.limit, found.usage));
+        assert_eq!(limit(Version::V2), None);
+        put("memory.max", "max\n");
+        put("memory.current", "700\n");
+        assert_eq!(limit(Version::V2), None);
+        put("memory.high", "1000\n");
+        assert_eq!(limit(Version::V2), Some((1000, 700)));
+        put("memory.max", "900\n");
+        assert_eq!(limit(Version::V2), Some((900, 700)));
+        put("memory.limit_in_bytes", "9223372036854771712\n");
+        assert_eq!(limit(Version::V1), None);
+        put("memory.limit_in_bytes", "5000\n");
+        put("memory.usage_in_bytes", "60\n");
+        assert_eq!(limit(Version::V1), Some((5000, 60)));
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}
