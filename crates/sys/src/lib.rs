@@ -14,6 +14,7 @@
 //! | [`socket`] | SEQPACKET sockets that carry file descriptors |
 //! | [`shared`] | memory shared with a process we do not trust |
 //! | [`poll`] | waiting for several descriptors, and waking a waiter |
+//! | [`front_support`] | what the front door needs besides: inherited descriptors, SIGPIPE, noexec mounts |
 //! | [`system`] | memory, cgroup limits, capabilities, kernel version, malloc |
 //!
 //! # Rules of this crate
@@ -33,6 +34,7 @@
 compile_error!("vswap-sys supports Linux on x86-64 only");
 
 mod errno;
+pub mod front_support;
 pub mod maps;
 pub mod pagemap;
 pub mod poll;
