@@ -111,6 +111,18 @@ fn report(name: &str, runs: &[Measured], table: &mut Table) -> Value {
     })
 }
 
+/// Latency by kind, as the last run's summary has it.
+fn faults(summary: &Value) -> Table {
+    let mut table = Table::new(&["faults", "count", "p50 µs", "p99 µs", ""]);
+    for kind in ["soft", "pool", "file", "zero"] {
+        let timed = &summary["faults"][kind];
+        let micros = |field: &str| format!("{:.1}", timed[field].as_f64().unwrap_or(0.0) / 1000.0);
+        let count = timed["count"].as_u64().unwrap_or(0).to_string();
+        table.row(vec![kind.to_owned(), count, micros("p50_ns"), micros("p99_ns"), String::new()]);
+    }
+    table
+}
+
 /// Both sides, alternating.
 fn against_zram(bench: &mut Bench, runs: u64) -> Result<Value, String> {
     let natural = bench.plain()?;
@@ -153,6 +165,7 @@ fn against_zram(bench: &mut Bench, runs: u64) -> Result<Value, String> {
         mib(worst.seen.over),
         worst.seen.over_time.as_secs_f64()
     );
+    print!("{}", faults(&ours[ours.len() - 1].summary));
     Ok(json!({
         "program_mib": bench.mib, "runs": runs, "cgroup_limit_bytes": limit, "equal_total_bytes": total,
         "plain": plain_json, "zram": zram_json, "vswap": ours_json,

@@ -137,6 +137,32 @@ fn run(step: &Step, scratch: &Path) -> Result<Tally, String> {
     Ok(tally)
 }
 
+/// The torture must notice what a broken pager would do: zeros, a lost write, an older page.
+fn controls() -> Result<Tally, String> {
+    let (torture, scratch) = (workspace::torture()?, workspace::scratch()?);
+    let mut tally = Tally::default();
+    for kind in ["zero", "lost", "stale"] {
+        let mut words = vec![torture.to_string_lossy().into_owned()];
+        words.extend(["-t", "2", "-m", "64", "-s", "20", "--sabotage", kind].map(str::to_owned));
+        let run = Run {
+            words,
+            env: vec![],
+            stdout: scratch.join("control.out"),
+            stderr: scratch.join("control.err"),
+            timeout: Duration::from_secs(60),
+        };
+        let outcome = run.run()?;
+        let report = std::fs::read_to_string(&run.stderr).unwrap_or_default();
+        if outcome.status == 1 && report.contains("WRONG") {
+            tally.passed += 1;
+        } else {
+            eprintln!("  FAILED: damage `{kind}` went unnoticed: status {}", outcome.status);
+            tally.failed += 1;
+        }
+    }
+    Ok(tally)
+}
+
 fn real_programs() -> Result<Tally, String> {
     let setting = Setting {
         vswap: workspace::vswap(None)?,
@@ -152,6 +178,7 @@ fn real_programs() -> Result<Tally, String> {
 
 /// `cargo xtask ci`
 pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
+    const CONTROLS_STEP: &str = "torture notices damage";
     const PROGRAMS_STEP: &str = "real programs at half of their memory";
     let mut args = Args::new(words);
     let list = args.flag("--list");
@@ -160,7 +187,11 @@ pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
     let steps = steps();
     let wanted = |name: &str| only.as_deref().is_none_or(|o| name.contains(o));
     if list {
-        steps.iter().map(|s| s.name.as_str()).chain([PROGRAMS_STEP]).for_each(|name| println!("{name}"));
+        steps
+            .iter()
+            .map(|s| s.name.as_str())
+            .chain([CONTROLS_STEP, PROGRAMS_STEP])
+            .for_each(|name| println!("{name}"));
         return Ok(true);
     }
     std::env::set_current_dir(workspace::root()).map_err(|e| format!("the repository: {e}"))?;
@@ -182,10 +213,12 @@ pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
         let begun = Instant::now();
         report(&step.name, begun, run(step, &scratch));
     }
-    if wanted(PROGRAMS_STEP) {
-        println!("==> {PROGRAMS_STEP}");
+    let others: [(&str, fn() -> Result<Tally, String>); 2] =
+        [(CONTROLS_STEP, controls), (PROGRAMS_STEP, real_programs)];
+    for (name, run) in others.into_iter().filter(|(name, _)| wanted(name)) {
+        println!("==> {name}");
         let begun = Instant::now();
-        report(PROGRAMS_STEP, begun, real_programs());
+        report(name, begun, run());
     }
     if total.passed + total.failed == 0 {
         return Err(format!("no step is called `{}`; --list names them", only.unwrap_or_default()));

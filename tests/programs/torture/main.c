@@ -1,7 +1,10 @@
 // torture: threads that change their mappings in every way Linux has, and check every byte they read.
 //
 //   torture [-t THREADS] [-s SECONDS] [-m MIB] [-S SEED] [-n OPS] [--no OP,OP…] [--only OP,OP…] [--list]
+//           [--sabotage zero|lost|stale]
 //
+// --sabotage damages pages as a broken pager would (zeros; the last write undone; another page's bytes), to
+// show that it is noticed.
 // Prints "torture: ok" to stdout, the counts to stderr; exit status 1 and what was wrong at the first wrong
 // byte; 3 if a thread made no progress for a minute. Free of data races: it passes on a plain kernel.
 #include "world.h"
@@ -33,6 +36,7 @@ pthread_mutex_t heap_lock = PTHREAD_MUTEX_INITIALIZER;
 
 enum { LIFETIME = 3000, STUCK_SECONDS = 60 }; // operations of one pthread before it exits and another goes on
 static uint64_t ops_wanted;
+static const char *sabotage;
 static unsigned total_weight;
 
 static Op choose(Thread *t) {
@@ -43,6 +47,25 @@ static Op choose(Thread *t) {
         n -= weights[i];
     }
     return OP_VERIFY;
+}
+
+// Damages a page behind the expectation's back, if it comes upon a suitable one.
+static void damage(Thread *t) {
+    Region *r = &t->region[below(t, t->regions)];
+    if (!r->addr || r->p0 != r->p1) return;
+    unsigned i = below(t, r->pages);
+    Expect *e = &r->expect[i];
+    uint64_t *p = (uint64_t *)(r->addr + (size_t)i * PAGE);
+    if (!e->tag || e->freed || r->wipe) return;
+    if (!strcmp(sabotage, "zero")) {
+        memset(p, 0, PAGE);
+    } else if (!strcmp(sabotage, "lost")) {
+        if (!e->count) return;
+        p[COUNT_WORD]--;
+    } else {
+        Expect old = {.tag = e->tag - 8, .count = e->count};
+        for (unsigned w = 0; w < WORDS; w++) p[w] = expect_word(&old, w);
+    }
 }
 
 static void enter(Thread *t) {
@@ -61,6 +84,7 @@ static void *work(void *arg) {
         Op op = choose(t);
         enter(t);
         atomic_store(&t->op_now, op);
+        if (sabotage && t->id == 0 && t->ops > 500) damage(t);
         run_op(t, op);
         t->ops++;
         if (t->ops % 16 == 0) expire_protections(t, false);
@@ -164,7 +188,8 @@ static void supervise(uint64_t until) {
 int main(int argc, char **argv) {
     static const struct option options[] = {{"no", required_argument, NULL, 'x'},   {"only", required_argument, NULL, 'o'},
                                             {"list", no_argument, NULL, 'l'},       {"exec-check", required_argument, NULL, 'e'},
-                                            {"ops", required_argument, NULL, 'n'},  {NULL, 0, NULL, 0}};
+                                            {"ops", required_argument, NULL, 'n'},  {"sabotage", required_argument, NULL, 'b'},
+                                            {NULL, 0, NULL, 0}};
     double seconds = 10;
     uint64_t mib = 64;
     for (int i = 0; i < OP_COUNT; i++) op_on[i] = true;
@@ -173,6 +198,7 @@ int main(int argc, char **argv) {
         case 's': seconds = atof(optarg); break;
         case 'm': mib = strtoull(optarg, NULL, 10); break;
         case 'S': seed_given = strtoull(optarg, NULL, 10); break;
+        case 'b': sabotage = optarg; break;
         case 'n': ops_wanted = strtoull(optarg, NULL, 10); break;
         case 'x': set_ops(optarg, false); break;
         case 'o': memset(op_on, 0, sizeof op_on), set_ops("map,fill,verify", true), set_ops(optarg, true); break;
