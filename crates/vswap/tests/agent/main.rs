@@ -433,6 +433,33 @@ fn a_fork_child_is_known_by_its_token() {
 }
 
 #[test]
+fn children_of_children_are_known_too() {
+    if !can_page() {
+        return;
+    }
+    let pager = Pager::new();
+    let (mut program, target, start) = start(&pager, 60);
+    let mut line = vec![target];
+    for _ in 0..4 {
+        assert_eq!(line.last().unwrap().evict(&[run(start, 60)]), all(60));
+        program.tell("fork");
+        line.push(pager.welcome());
+        assert_eq!(program.hear(), "child intact");
+    }
+    let mut tokens: Vec<u64> = line.iter().map(|target| target.greeting.token).collect();
+    tokens.dedup();
+    assert_eq!(tokens.len(), 5, "{tokens:?}");
+    assert!(line.iter().all(|target| target.greeting.beacon == line[0].greeting.beacon));
+    for generation in (0..4).rev() {
+        program.tell("end");
+        let said = program.hear();
+        assert_eq!(said, if generation == 0 { "status 0".into() } else { format!("{generation} status 0") });
+    }
+    assert_eq!(program.ask("check"), "intact");
+    assert_eq!(program.end().code(), Some(0));
+}
+
+#[test]
 fn a_fork_child_without_a_token_starts_afresh() {
     if !can_page() {
         return;

@@ -52,23 +52,7 @@ fn target() {
                     child => say(&wait(child)),
                 }
             }
-            "fork" => {
-                // SAFETY: the child only looks at the memory and talks through plain system calls.
-                match unsafe { libc::fork() } {
-                    0 => {
-                        say(&format!("child {}", memory.check()));
-                        while let Some(line) = listen() {
-                            match line.trim() {
-                                "check" => say(&format!("child {}", memory.check())),
-                                _ => break,
-                            }
-                        }
-                        // SAFETY: no destructors run; nothing is owed to anyone.
-                        unsafe { libc::_exit(0) }
-                    }
-                    child => say(&wait(child)),
-                }
-            }
+            "fork" => say(&fork_and_obey(&memory, 1)),
             "errno" => {
                 // SAFETY: the location is this thread's.
                 unsafe { *libc::__errno_location() = 77 };
@@ -89,6 +73,25 @@ fn target() {
             other => panic!("{other}"),
         }
     }
+}
+
+/// Makes a child that takes orders in place of its parent until it is told to end.
+fn fork_and_obey(memory: &Memory, generation: u32) -> String {
+    // SAFETY: this process has one thread that matters, and the child leaves without running destructors.
+    let child = unsafe { libc::fork() };
+    if child != 0 {
+        return wait(child);
+    }
+    say(&format!("child {}", memory.check()));
+    while let Some(line) = listen() {
+        match line.trim() {
+            "check" => say(&format!("child {}", memory.check())),
+            "fork" => say(&format!("{} {}", generation, fork_and_obey(memory, generation + 1))),
+            _ => break,
+        }
+    }
+    // SAFETY: no destructors run; nothing is owed to anyone.
+    unsafe { libc::_exit(0) }
 }
 
 struct Memory {
