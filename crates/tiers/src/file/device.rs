@@ -51,12 +51,14 @@ impl SpillFile {
     /// Creates the file in `dir`.
     pub(super) fn create(dir: &Path) -> io::Result<Self> {
         let file = File::from(open_unnamed(dir)?);
-        let direct = set_direct(&file)?;
-        if !direct {
-            // Readahead would fill the page cache with neighbours that nobody asked for.
-            rustix::fs::fadvise(&file, 0, None, Advice::Random)?;
-        }
-        Ok(Self { file, direct })
+        if set_direct(&file)? { Ok(Self { file, direct: true }) } else { Self::cached(file) }
+    }
+
+    /// A file that must go through the page cache.
+    fn cached(file: File) -> io::Result<Self> {
+        // Readahead would fill the page cache with neighbours that nobody asked for.
+        rustix::fs::fadvise(&file, 0, None, Advice::Random)?;
+        Ok(Self { file, direct: false })
     }
 
     /// The file, for tests that look at it from outside.
@@ -67,7 +69,7 @@ impl SpillFile {
 
     #[cfg(test)]
     pub(super) fn buffered(dir: &Path) -> io::Result<Self> {
-        Ok(Self { file: File::from(open_unnamed(dir)?), direct: false })
+        Self::cached(File::from(open_unnamed(dir)?))
     }
 }
 

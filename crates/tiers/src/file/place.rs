@@ -18,7 +18,7 @@ pub fn default_dir() -> Option<(PathBuf, u64)> {
     candidates.into_iter().flatten().find_map(|dir| free_on_disk(&dir).map(|free| (dir, free)))
 }
 
-/// Bytes free for this user in `dir`, if it is a writable directory that is not in memory.
+/// Bytes free for this user in `dir`, if it is a writable directory with room that is not in memory.
 fn free_on_disk(dir: &Path) -> Option<u64> {
     if !dir.is_dir() || rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).is_err() {
         return None;
@@ -28,7 +28,7 @@ fn free_on_disk(dir: &Path) -> Option<u64> {
         return None;
     }
     let space = rustix::fs::statvfs(dir).ok()?;
-    Some(space.f_bavail.saturating_mul(space.f_frsize))
+    Some(space.f_bavail.saturating_mul(space.f_frsize)).filter(|free| *free > 0)
 }
 
 #[cfg(test)]

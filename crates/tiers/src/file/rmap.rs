@@ -100,12 +100,11 @@ impl Rmap {
     /// If it does not: it was released twice, or is another's. Going on would lose a page later.
     pub(super) fn clear(&self, slot: SlotId, page: u64) {
         let (cluster, at) = Self::split(page);
-        let entry = self.0.get(cluster).map(RwLock::write);
-        let word = match entry {
-            Some(mut words) => words.as_mut().map(|w| std::mem::replace(&mut w[at], Word::EMPTY)),
-            None => None,
-        };
-        let found = word.and_then(Word::slot);
-        assert!(found == Some(slot), "release of slot {} at page {page}, which holds {found:?}", slot.get());
+        let mut entry = self.0.get(cluster).map(RwLock::write);
+        let word = entry.as_mut().and_then(|e| e.as_mut()).map(|words| &mut words[at]);
+        match word {
+            Some(word) if word.slot() == Some(slot) => *word = Word::EMPTY,
+            _ => panic!("release of slot {} at page {page}, which holds {word:?}", slot.get()),
+        }
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    fn restart(&mut self, account: &Account) {
+    pub(super) fn restart(&mut self, account: &Account) {
         *self = Self { lap_left: account.live_objects.load(Relaxed), ..Self::default() };
     }
 }
@@ -78,15 +78,15 @@ impl Pool {
             (cursor.generation, cursor.offset) = (segment.generation, 0);
         }
         // Between the scan and this lock it may have become another's.
-        let same = segment.age == age && segment.role != Role::Free;
-        while same {
-            if out.len() == full || cursor.lap_left == 0 {
-                return;
+        if segment.age == age && segment.role != Role::Free {
+            while let Walk::Object { offset, slot, header, .. } = segment.next_live(cursor.offset) {
+                if out.len() == full || cursor.lap_left == 0 {
+                    return;
+                }
+                out.push((slot, location(index, offset)));
+                cursor.offset = offset + header.size();
+                cursor.lap_left -= 1;
             }
-            let Walk::Object { offset, slot, header, .. } = segment.next_live(cursor.offset) else { break };
-            out.push((slot, location(index, offset)));
-            cursor.offset = offset + header.size();
-            cursor.lap_left -= 1;
         }
         (cursor.key, cursor.offset) = ((age, index + 1), 0);
     }

@@ -17,7 +17,7 @@
 //!
 //! One cleaner works at a time, under the cleaner's lock.
 
-use super::object::{HEADER, Header, OBJECT_MAX, location};
+use super::object::{Header, OBJECT_MAX, location};
 use super::segment::{Role, SEGMENT, Segment, Walk};
 use super::{Pool, SHARDS};
 use std::sync::atomic::Ordering::Relaxed;
@@ -27,12 +27,15 @@ use vswap_core::{CleanReport, Location, Owner, Relocated, SlotId, StoreError};
 pub(super) const WASTE_MAX: f64 = 0.15;
 /// A segment with less waste than this is not worth its copying, however old.
 const VICTIM_WASTE_MIN: f64 = WASTE_MAX / 2.0;
+/// A victim with at least this waste after its turn gives up the pages without live objects.
+const SHED_WASTE: f64 = 0.5;
 /// Victims found by one scan of the segments.
 const VICTIMS: usize = 16;
 /// Open outputs, each of another age.
 const OUTPUTS: usize = 4;
-/// Bytes copied between two looks at the owner.
+/// Bytes and objects copied out at a time.
 const BOUNCE: usize = 64 << 10;
+const MOVES: usize = 1024;
 
 /// What the cleaner keeps between calls.
 #[derive(Default)]
@@ -40,6 +43,8 @@ pub(super) struct Cleaner {
     outputs: [Option<Output>; OUTPUTS],
     bounce: Vec<u8>,
     moves: Vec<Move>,
+    /// Number of this call.
+    call: u32,
 }
 
 /// A segment that the cleaner appends to.
@@ -67,6 +72,7 @@ impl Pool {
         let cap = before.max(self.account.store_cap()).saturating_add(u64::from(SEGMENT));
         let mut run = Run { pool: self, owner, cap, budget, moved: 0, freed: 0, grown: 0 };
         if self.waste() > WASTE_MAX && cleaner.prepare(self, cap) {
+            cleaner.call = cleaner.call.wrapping_add(1);
             run.close_sparse(&mut cleaner);
             run.go(&mut cleaner);
         }
@@ -75,17 +81,22 @@ impl Pool {
 }
 
 impl Cleaner {
+    /// Bytes of the buffers.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> u64 {
+        (self.bounce.capacity() + self.moves.capacity() * size_of::<Move>()) as u64
+    }
+
     /// Allocates the buffers the first time; `false` if there is no memory for them.
     fn prepare(&mut self, pool: &Pool, cap: u64) -> bool {
         if self.bounce.capacity() > 0 {
             return true;
         }
-        let moves = BOUNCE / (HEADER as usize + 8) + 1;
-        let bytes = (BOUNCE + moves * size_of::<Move>()) as u64;
+        let bytes = (BOUNCE + MOVES * size_of::<Move>()) as u64;
         if !pool.account.charge(bytes, cap) {
             return false;
         }
-        let ok = self.moves.try_reserve_exact(moves).is_ok() && self.bounce.try_reserve_exact(BOUNCE).is_ok();
+        let ok = self.moves.try_reserve_exact(MOVES).is_ok() && self.bounce.try_reserve_exact(BOUNCE).is_ok();
         if !ok {
             *self = Self { outputs: self.outputs, ..Self::default() };
             pool.account.uncharge(bytes);
@@ -110,21 +121,14 @@ struct Run<'a> {
 impl Run<'_> {
     fn go(&mut self, cleaner: &mut Cleaner) {
         loop {
-            let victims = self.victims();
-            let mut worked = false;
-            for index in victims.into_iter().flatten() {
-                if self.pool.waste() <= WASTE_MAX || self.budget == 0 {
-                    return;
-                }
-                let freed = self.freed;
-                if !self.empty(index, cleaner) {
-                    return;
-                }
-                worked |= self.freed > freed;
-            }
-            // A scan whose every victim was held by busy objects would find the same ones again.
-            if !worked {
+            let victims = self.victims(cleaner.call);
+            if victims[0].is_none() {
                 return;
+            }
+            for index in victims.into_iter().flatten() {
+                if self.pool.waste() <= WASTE_MAX || self.budget == 0 || !self.empty(index, cleaner) {
+                    return;
+                }
             }
         }
     }
@@ -148,14 +152,16 @@ impl Run<'_> {
         }
     }
 
-    /// The segments with the best cost-benefit, best first.
-    fn victims(&self) -> [Option<u32>; VICTIMS] {
+    /// The segments with the best cost-benefit, best first, but for those that had their turn in this call: what is
+    /// left in them was busy.
+    fn victims(&self, call: u32) -> [Option<u32>; VICTIMS] {
         let now = self.pool.clock.load(Relaxed);
         let mut best = [(0.0f64, None); VICTIMS];
         for index in 0..self.pool.end.load(Relaxed) {
             let Some(entry) = self.pool.segment(index) else { break };
             let segment = entry.read();
-            if segment.role != Role::Sealed || segment.broken || waste(&segment) < VICTIM_WASTE_MIN {
+            let had_turn = segment.broken || segment.tried == call;
+            if segment.role != Role::Sealed || had_turn || waste(&segment) < VICTIM_WASTE_MIN {
                 continue;
             }
             let u = 1.0 - waste(&segment);
@@ -182,6 +188,7 @@ impl Run<'_> {
         }
         let age = segment.age;
         segment.role = Role::Victim;
+        segment.tried = cleaner.call;
         drop(segment);
 
         let mut offset = 0;
@@ -195,9 +202,18 @@ impl Run<'_> {
         }
 
         let mut segment = entry.write();
+        let before = segment.resident();
         segment.role = Role::Sealed;
         if segment.live_objects == 0 {
             self.freed += self.pool.retire(index, segment);
+        } else if waste(&segment) > SHED_WASTE
+            && let Some(old) = segment.shed()
+        {
+            let kept = segment.resident();
+            self.pool.charge_segment(kept.into(), u64::MAX);
+            drop(segment);
+            self.pool.unmap(Some(old), before.into());
+            self.freed += u64::from(before - kept);
         }
         go_on
     }
@@ -208,7 +224,7 @@ impl Run<'_> {
         cleaner.moves.clear();
         let entry = self.pool.segment(index).expect("the victim");
         let segment = entry.read();
-        while cleaner.bounce.len() + OBJECT_MAX as usize <= BOUNCE {
+        while cleaner.moves.len() < MOVES && cleaner.bounce.len() + OBJECT_MAX as usize <= BOUNCE {
             match segment.next_live(offset) {
                 Walk::Object { offset: old, slot, header, payload } => {
                     cleaner.moves.push(Move { slot, old, header, start: cleaner.bounce.len() });
@@ -228,7 +244,7 @@ impl Run<'_> {
 
     /// Moves what [`copy_out`](Self::copy_out) found; `false` if there was no memory for all of it.
     fn move_all(&mut self, index: u32, age: u64, cleaner: &mut Cleaner) -> bool {
-        let Cleaner { outputs, bounce, moves } = cleaner;
+        let Cleaner { outputs, bounce, moves, .. } = cleaner;
         for Move { slot, old, header, start } in moves.iter() {
             let payload = &bounce[*start..][..header.length() as usize];
             let Ok(new) = self.append(outputs, age, *header, payload) else { return false };

@@ -11,7 +11,7 @@
 //! owner is called with no lock of the pool but the cleaner's, so it may load and release, but not clean.
 //!
 //! **Accounts.** `resident` is every byte of touched segment pages and of the tables; it is charged before memory is
-//! touched and uncharged after it is unmapped, so it is never below the truth. Stores stop one reserve short of the
+//! touched (what a segment sheds into: at once after) and uncharged after it is unmapped. Stores stop one reserve short of the
 //! limit, so that the cleaner always has room to work in.
 //!
 //! The idea is the log-structured file system's (Rosenblum and Ousterhout, 1991) and RAMCloud's, in zswap's place.
@@ -178,14 +178,13 @@ impl Pool {
         cap: u64,
     ) -> Result<u32, StoreError> {
         let growth = u64::from(segment.growth(header.size()));
-        if !self.account.charge(growth, cap) {
+        if !self.charge_segment(growth, cap) {
             return Err(StoreError::Full);
         }
         if !segment.map() {
-            self.account.uncharge(growth);
+            self.unmap(None, growth);
             return Err(StoreError::Full);
         }
-        self.account.segments.fetch_add(growth, Relaxed);
         self.account.live_bytes.fetch_add(u64::from(header.size()), Relaxed);
         self.account.live_objects.fetch_add(1, Relaxed);
         Ok(segment.append(header, payload))
@@ -246,6 +245,15 @@ impl Pool {
             self.registry.lock().free.push(Reverse(index));
         }
         bytes
+    }
+
+    /// Charges pages of a segment up to `cap`.
+    fn charge_segment(&self, bytes: u64, cap: u64) -> bool {
+        let charged = self.account.charge(bytes, cap);
+        if charged {
+            self.account.segments.fetch_add(bytes, Relaxed);
+        }
+        charged
     }
 
     /// Unmaps, then uncharges.

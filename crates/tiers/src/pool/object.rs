@@ -8,9 +8,13 @@
 //! │ payload: `length` bytes, then 0 to 7 bytes of padding    │
 //! └──────────────────────────────────────────────────────────┘
 //!
-//!  slot    0: dead (no slot has the number 0); the length stays, so that a walk finds the next object
 //!  length  8: the page repeats the payload's 64-bit word; more: a compressed page; less: never
 //!  check   of slot and payload (see check.rs)
+//!
+//!  63                        24 23                          0
+//! ┌────────────────────────────┬─────────────────────────────┐
+//! │ 0: no slot's number        │ size 24                     │  one or more dead objects: bytes to skip
+//! └────────────────────────────┴─────────────────────────────┘
 //!
 //!  39                  20 19                   0
 //! ┌──────────────────────┬──────────────────────┐
@@ -57,19 +61,25 @@ impl Header {
         SlotId::new(self.0 >> 24)
     }
 
-    /// Bytes of the payload.
+    /// Bytes of the payload of a live object.
     pub(super) fn length(self) -> u32 {
         (self.0 & 0xfff) as u32
     }
 
-    /// Bytes that the object takes in a segment, header and padding included.
+    /// Bytes up to the next header.
     pub(super) fn size(self) -> u32 {
-        HEADER + self.length().next_multiple_of(8)
+        match self.slot() {
+            Some(_) => HEADER + self.length().next_multiple_of(8),
+            None => (self.0 & 0xff_ffff) as u32,
+        }
     }
 
-    /// Whether the length is one that [`Header::new`] makes; a rotten header may have another.
+    /// Whether the fields are such as are made here; a rotten header may have others.
     pub(super) fn is_sane(self) -> bool {
-        (FILLED..=KEEP_MAX as u32).contains(&self.length())
+        match self.slot() {
+            Some(_) => (FILLED..=KEEP_MAX as u32).contains(&self.length()),
+            None => self.size() >= HEADER && self.size().is_multiple_of(8),
+        }
     }
 
     /// Whether the check matches.
@@ -77,9 +87,10 @@ impl Header {
         (self.0 >> 12) as u32 & 0xfff == check::<12>(slot, payload)
     }
 
-    /// The same object, dead.
-    pub(super) fn dead(self) -> Self {
-        Self(self.0 & 0xff_ffff)
+    /// The header of `size` dead bytes.
+    pub(super) fn dead(size: u32) -> Self {
+        assert!(size >> 24 == 0 && size >= HEADER && size.is_multiple_of(8));
+        Self(u64::from(size))
     }
 }
 
@@ -106,7 +117,8 @@ mod tests {
             let header = Header::from_bytes(Header::new(slot, &payload).to_bytes());
             assert_eq!((header.slot(), header.length() as usize), (Some(slot), len));
             assert!(header.is_sane() && header.verify(slot, &payload) && header.size() <= OBJECT_MAX);
-            assert_eq!((header.dead().slot(), header.dead().size()), (None, header.size()));
+            let dead = Header::from_bytes(Header::dead(header.size()).to_bytes());
+            assert_eq!((dead.slot(), dead.size(), dead.is_sane()), (None, header.size(), true));
         }
         for (segment, offset) in [(0, 0), (SEGMENTS_MAX - 1, (1 << 23) - 8), (5, 1 << 19)] {
             assert_eq!(place(location(segment, offset)), (segment, offset));

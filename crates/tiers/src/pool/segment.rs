@@ -15,6 +15,9 @@
 //!                                     Free
 //! ```
 //!
+//! A victim that a few objects hold (busy, or their release is late) sheds the rest: its memory is exchanged for a fresh
+//! mapping into which only the live objects are copied, at their old offsets, so that no object can hold a megabyte.
+//!
 //! A Victim is never freed under its cleaner: the location of an object that is being moved must not be given to
 //! another object before `Owner::relocate` has compared it. Offsets of a sealed segment are never used again either.
 
@@ -23,6 +26,8 @@ use crate::compress::{decompress, fill};
 use memmap2::{Advice, MmapMut};
 use vswap_core::{LoadError, PAGE_SIZE, Page, SlotId};
 
+/// Bytes of a page, as offsets are counted.
+const PAGE: u32 = PAGE_SIZE as u32;
 /// Bytes of a segment.
 pub(super) const SEGMENT: u32 = 1 << 20;
 
@@ -47,13 +52,18 @@ pub(super) struct Segment {
     pub(super) role: Role,
     /// A header in it makes no sense, so it cannot be walked: never cleaned, never offered for writeback.
     pub(super) broken: bool,
+    /// The append mark.
     used: u32,
+    /// Bytes of touched pages.
+    resident: u32,
     pub(super) live_bytes: u32,
     pub(super) live_objects: u32,
     /// Order of age: lower is older.
     pub(super) age: u64,
-    /// How often its memory was taken away: offsets of another generation mean nothing.
+    /// Changes when an offset may no longer be where an object begins.
     pub(super) generation: u32,
+    /// The cleaner's call that last had it as a victim.
+    pub(super) tried: u32,
 }
 
 impl Segment {
@@ -64,12 +74,12 @@ impl Segment {
 
     /// Bytes of touched pages.
     pub(super) fn resident(&self) -> u32 {
-        self.used.next_multiple_of(PAGE_SIZE as u32)
+        self.resident
     }
 
     /// Bytes that appending `size` bytes would touch for the first time.
     pub(super) fn growth(&self, size: u32) -> u32 {
-        (self.used + size).next_multiple_of(PAGE_SIZE as u32) - self.resident()
+        (self.used + size).next_multiple_of(PAGE) - self.used.next_multiple_of(PAGE)
     }
 
     /// Maps the memory if it is not mapped; `false` if the system has none.
@@ -91,6 +101,7 @@ impl Segment {
         let memory = self.memory.as_mut().expect("mapped before append");
         memory[at..at + HEADER as usize].copy_from_slice(&header.to_bytes());
         memory[at + HEADER as usize..][..payload.len()].copy_from_slice(payload);
+        self.resident += self.growth(size);
         self.used += size;
         self.live_bytes += size;
         self.live_objects += 1;
@@ -106,7 +117,7 @@ impl Segment {
         Some(Header::from_bytes(*bytes))
     }
 
-    /// The object at `offset` and its payload; `None` if its length makes no sense.
+    /// The payload of the object at `offset`; `None` if its length makes no sense.
     fn payload(&self, offset: u32, header: Header) -> Option<&[u8]> {
         if !header.is_sane() || header.size() > self.used - offset {
             return None;
@@ -143,7 +154,7 @@ impl Segment {
         };
         assert!(self.live_bytes >= header.size() && self.live_objects > 0);
         let memory = self.memory.as_mut().expect("has objects");
-        memory[offset as usize..][..HEADER as usize].copy_from_slice(&header.dead().to_bytes());
+        memory[offset as usize..][..HEADER as usize].copy_from_slice(&Header::dead(header.size()).to_bytes());
         self.live_bytes -= header.size();
         self.live_objects -= 1;
         assert_eq!(self.live_objects == 0, self.live_bytes == 0);
@@ -153,9 +164,12 @@ impl Segment {
     /// The first live object at or after `offset`: its offset, slot, header and payload.
     pub(super) fn next_live(&self, mut offset: u32) -> Walk<'_> {
         while let Some(header) = self.header(offset) {
-            let Some(payload) = self.payload(offset, header) else { return Walk::Broken };
             if let Some(slot) = header.slot() {
+                let Some(payload) = self.payload(offset, header) else { return Walk::Broken };
                 return Walk::Object { offset, slot, header, payload };
+            }
+            if !header.is_sane() || header.size() > self.used - offset {
+                return Walk::Broken;
             }
             offset += header.size();
         }
@@ -165,10 +179,46 @@ impl Segment {
     /// Takes the memory and every object's place away. The caller drops the memory when it has let go of the lock.
     pub(super) fn take(&mut self) -> Option<MmapMut> {
         assert!(self.live_objects == 0 && self.live_bytes == 0);
-        self.used = 0;
+        (self.used, self.resident) = (0, 0);
         self.broken = false;
         self.generation = self.generation.wrapping_add(1);
         self.memory.take()
+    }
+
+    /// Exchanges the memory of a sealed segment for one with nothing but the live objects in it, at the same offsets.
+    /// Returns the old memory, which the caller drops when it has let go of the lock; `None`, and nothing has changed, if
+    /// the system has no memory or the segment cannot be walked.
+    pub(super) fn shed(&mut self) -> Option<MmapMut> {
+        assert!(self.role == Role::Sealed && self.live_objects > 0);
+        let mut fresh = Segment { used: self.used, ..Self::default() };
+        if !fresh.map() {
+            return None;
+        }
+        let memory = fresh.memory.as_mut().expect("just mapped");
+        let mut touched = [false; (SEGMENT / PAGE) as usize];
+        let mut put = |at: u32, bytes: &[u8]| {
+            memory[at as usize..][..bytes.len()].copy_from_slice(bytes);
+            touched[(at / PAGE) as usize..=((at + bytes.len() as u32 - 1) / PAGE) as usize].fill(true);
+        };
+        let mut end = 0;
+        loop {
+            let (offset, object) = match self.next_live(end) {
+                Walk::Object { offset, header, payload, .. } => (offset, Some((header, payload))),
+                Walk::End => (self.used, None),
+                Walk::Broken => return None,
+            };
+            if offset > end {
+                put(end, &Header::dead(offset - end).to_bytes());
+            }
+            let Some((header, payload)) = object else { break };
+            put(offset, &header.to_bytes());
+            put(offset + HEADER, payload);
+            end = offset + header.size();
+        }
+        self.resident = touched.iter().filter(|t| **t).count() as u32 * PAGE;
+        // A walk may have stopped between two dead objects that are one now.
+        self.generation = self.generation.wrapping_add(1);
+        std::mem::replace(&mut self.memory, fresh.memory)
     }
 
     /// For tests: flips a bit.
