@@ -27,11 +27,17 @@ struct Tally {
     failed: usize,
 }
 
+/// The output goes to files.
+const PLAIN: [(&str, &str); 2] = [("TERM", "dumb"), ("CARGO_TERM_COLOR", "never")];
+
+/// A step that is not a cargo command.
+type Own = fn() -> Result<Tally, String>;
+
 fn step(name: &str, line: &str, env: &[(&str, &str)], seconds: u64) -> Step {
     Step {
         name: name.to_owned(),
         words: line.split(' ').map(str::to_owned).collect(),
-        env: env.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect(),
+        env: env.iter().chain(&PLAIN).map(|&(k, v)| (k.to_owned(), v.to_owned())).collect(),
         seconds,
         harness: line.contains(" test "),
     }
@@ -213,8 +219,7 @@ pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
         let begun = Instant::now();
         report(&step.name, begun, run(step, &scratch));
     }
-    let others: [(&str, fn() -> Result<Tally, String>); 2] =
-        [(CONTROLS_STEP, controls), (PROGRAMS_STEP, real_programs)];
+    let others: [(&str, Own); 2] = [(CONTROLS_STEP, controls), (PROGRAMS_STEP, real_programs)];
     for (name, run) in others.into_iter().filter(|(name, _)| wanted(name)) {
         println!("==> {name}");
         let begun = Instant::now();
