@@ -3,7 +3,10 @@
 #[path = "../../src/agent_image.rs"]
 #[allow(unreachable_pub)]
 mod agent_image;
+mod costs;
+mod forks;
 mod mini;
+mod programs;
 mod target;
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -11,7 +14,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use mini::{Evicted, PAGE, Pager, Program, Target, can_page};
-use vswap_wire::{Command as Order, Hello, Reason, Run, Runs, Welcome, buffer};
+use vswap_wire::{Command as Order, Hello, Reason, Run, Welcome, buffer};
 
 /// All signals but SIGKILL and SIGSTOP.
 const EVERY_SIGNAL: &str = "fffffffffffbfeff";
@@ -403,123 +406,6 @@ fn mremap_is_executed_for_the_program() {
 }
 
 #[test]
-fn a_fork_child_is_known_by_its_token() {
-    if !can_page() {
-        return;
-    }
-    let pager = Pager::new();
-    let (mut program, target, start) = start(&pager, 200);
-    assert_eq!(target.evict(&[run(start, 128)]), all(128));
-    program.tell("fork");
-    let child = pager.welcome();
-    assert_eq!(program.hear(), "child intact");
-    let greeting = &child.greeting;
-    assert!(greeting.forked && greeting.token != 0);
-    assert_ne!(greeting.pid, program.pid());
-    assert_eq!(greeting.beacon, target.greeting.beacon);
-    assert_eq!(status_field(&format!("{}/task/{}", greeting.pid, child.tid), "SigBlk"), EVERY_SIGNAL);
-
-    // The child is a target of its own; none of its pages is the parent's business.
-    let answer = child.evict(&[run(start + 10 * PAGE, 100)]);
-    assert_eq!(answer, all(100));
-    assert_eq!(program.ask("check"), "child intact");
-    program.tell("end");
-    assert_eq!(program.hear(), "status 0");
-    assert_eq!(program.ask("check"), "intact");
-    assert_eq!(target.evict(&[run(start, 128)]), all(128));
-    assert_eq!(program.ask("check"), "intact");
-    assert_eq!(target.service.events(), ["fork"]);
-    assert_eq!(program.end().code(), Some(0));
-}
-
-#[test]
-fn children_of_children_are_known_too() {
-    if !can_page() {
-        return;
-    }
-    let pager = Pager::new();
-    let (mut program, target, start) = start(&pager, 60);
-    let mut line = vec![target];
-    for _ in 0..4 {
-        assert_eq!(line.last().unwrap().evict(&[run(start, 60)]), all(60));
-        program.tell("fork");
-        line.push(pager.welcome());
-        assert_eq!(program.hear(), "child intact");
-    }
-    let mut tokens: Vec<u64> = line.iter().map(|target| target.greeting.token).collect();
-    tokens.dedup();
-    assert_eq!(tokens.len(), 5, "{tokens:?}");
-    assert!(line.iter().all(|target| target.greeting.beacon == line[0].greeting.beacon));
-    for generation in (0..4).rev() {
-        program.tell("end");
-        let said = program.hear();
-        assert_eq!(said, if generation == 0 { "status 0".into() } else { format!("{generation} status 0") });
-    }
-    assert_eq!(program.ask("check"), "intact");
-    assert_eq!(program.end().code(), Some(0));
-}
-
-#[test]
-fn a_fork_child_without_a_token_starts_afresh() {
-    if !can_page() {
-        return;
-    }
-    let mut pager = Pager::new();
-    pager.follow_forks = false;
-    // Nothing is registered that a child would inherit, so there is no event.
-    let mut program = Program::start(&mut target_command(&pager, 50));
-    let target = pager.welcome();
-    let start = u64::from_str_radix(program.hear().strip_prefix("0x").unwrap(), 16).unwrap();
-    program.tell("fork");
-    let child = pager.welcome();
-    assert_eq!(program.hear(), "child intact");
-    assert!(child.greeting.forked && child.greeting.token == 0);
-    assert_eq!(child.greeting.beacon, target.greeting.beacon);
-    child.register(start, 50);
-    assert_eq!(child.evict(&[run(start, 50)]), all(50));
-    assert_eq!(program.ask("check"), "child intact");
-    program.tell("end");
-    assert_eq!(program.hear(), "status 0");
-    assert_eq!(program.end().code(), Some(0));
-}
-
-#[test]
-fn a_fork_leaves_errno_mask_and_descriptors_as_they_were() {
-    if !can_page() {
-        return;
-    }
-    let pager = Pager::new();
-    let (mut program, _target, _) = start(&pager, 1);
-    let descriptors = program.ask("descriptors");
-    assert!(!has_ours(&descriptors), "{descriptors}");
-    assert_eq!(program.ask("signals"), "0000000000000000");
-    program.tell("errno");
-    let child = pager.welcome();
-    assert_eq!(program.hear(), "errno 77");
-    assert_eq!(program.hear(), "status 0");
-    drop(child);
-    assert_eq!(program.end().code(), Some(0));
-}
-
-#[test]
-fn a_child_whose_pager_has_gone_is_killed() {
-    if !can_page() {
-        return;
-    }
-    let pager = Pager::new();
-    let (mut program, target, start) = start(&pager, 8);
-    assert_eq!(target.evict(&[run(start, 8)]), all(8));
-    program.tell("fork");
-    // The child has its token and says hello; nobody answers.
-    let (conn, hello, fds) = pager.hello();
-    assert!(matches!(hello, Hello::Greeting(greeting) if greeting.token != 0));
-    drop((conn, fds));
-    assert_eq!(program.hear(), format!("status {}", libc::SIGKILL));
-    assert_eq!(program.ask("check"), "intact");
-    assert_eq!(program.end().code(), Some(0));
-}
-
-#[test]
 fn an_executed_program_greets_anew() {
     if !can_page() {
         return;
@@ -564,138 +450,4 @@ fn pipes_reach_their_end() {
     assert!(took < Duration::from_millis(480), "{took:?}");
     assert!(targets.len() >= 5, "{}", targets.len());
     assert_eq!(program.end().code(), Some(0));
-}
-
-/// Programs that start, fork and run others in their own ways; each must behave as without us.
-#[test]
-fn other_peoples_programs_do_what_they_did() {
-    if !can_page() {
-        return;
-    }
-    let scripts = [
-        ("sh", "for i in 1 2 3 4 5; do (echo $i; (echo sub)); done | sort | uniq -c | tr -d ' '"),
-        (
-            "bash",
-            "exec 3< <(echo process); cat <&3; coproc { read line; echo \"co $line\"; }; echo x >&${COPROC[1]}; cat <&${COPROC[0]}",
-        ),
-        ("timeout", "timeout 0.2 sleep 5; echo $?; timeout 5 sh -c 'kill -INT $$'; echo $?"),
-        ("setsid", "setsid -w sh -c 'echo session; (sleep 0.1; echo orphan) & '; sleep 0.3"),
-        ("env", "env -i /bin/echo clean; env -i /bin/sh -c '(echo no agent)'"),
-        (
-            "perl",
-            "perl -e '$|=1; for (1..5) { if (!fork) { print qq(kid\\n); exit } wait } print qq(done\\n)'",
-        ),
-        (
-            "python3",
-            "python3 -c 'import multiprocessing as m; print(sum(m.get_context(\"fork\").Pool(3).map(abs, range(-50, 0))))'",
-        ),
-        (
-            "python3",
-            "python3 -c 'import subprocess as s, threading as t; x=[t.Thread(target=lambda: s.run([\"true\"], check=True)) for _ in range(8)]; [y.start() for y in x]; [y.join() for y in x]; print(s.check_output([\"echo\", \"hi\"]))'",
-        ),
-        (
-            "python3",
-            "python3 -c 'import os; print(sorted(os.listdir(\"/proc/self/fd\"))); os.execvp(\"echo\", [\"echo\", \"executed\"])'",
-        ),
-        ("cc", "echo 'int main(void) { return 0; }' | cc -x c -O1 -S -o - - | tail -1 | cut -c1-9"),
-        ("node", "node -e 'require(\"child_process\").exec(\"echo from node\", (e, o) => console.log(o))'"),
-        ("git", "git --version | cut -c1-11"),
-    ];
-    let pager = Pager::new();
-    for (needs, script) in scripts {
-        let output = |command: &mut Command| {
-            let mut program = Program::start(command.args(["-c", script]));
-            let mut output = program.0.stdout.take().unwrap();
-            let reader = std::thread::spawn(move || {
-                let mut text = String::new();
-                std::io::Read::read_to_string(&mut output, &mut text).unwrap();
-                text
-            });
-            let deadline = Instant::now() + 3 * mini::PATIENCE;
-            let mut targets = Vec::new();
-            let code = loop {
-                assert!(Instant::now() < deadline, "this hangs: {script}");
-                targets.extend(pager.welcome_if_any());
-                if let Some(status) = program.0.try_wait().unwrap() {
-                    break status;
-                }
-            };
-            // A program that outlives its parent may hold on to the output for a little longer.
-            while !reader.is_finished() {
-                assert!(Instant::now() < deadline, "the output does not end: {script}");
-                targets.extend(pager.welcome_if_any());
-            }
-            (code, reader.join().unwrap(), targets.len())
-        };
-        let there = Command::new("sh").args(["-c", &format!("command -v {needs} >/dev/null")]).status();
-        if !there.unwrap().success() {
-            continue;
-        }
-        let (code, text, none) = output(pager.command("/bin/bash").env_remove("LD_PRELOAD"));
-        assert_eq!(none, 0);
-        let (code_here, text_here, agents) = output(&mut pager.command("/bin/bash"));
-        assert_eq!((code, &text), (code_here, &text_here), "{script}");
-        println!("{needs}: {agents} agents, {text:?}");
-        assert!(agents > 0);
-    }
-}
-
-/// What the agent costs a program that does nothing: `cargo test --release -p vswap --test agent -- --ignored
-/// --nocapture what_a_start_costs`.
-#[test]
-#[ignore = "a measurement"]
-fn what_a_start_costs() {
-    const ROUNDS: u32 = 300;
-    let pager = Pager::new();
-    let unpatched = pager.directory.join("unpatched.so");
-    std::fs::write(&unpatched, agent_image::UNPATCHED).unwrap();
-    let mut targets = 0;
-    let mut took = [const { Vec::new() }; 3];
-    // Interleaved, so that whatever else the machine does hits all three.
-    for _ in 0..ROUNDS {
-        for (kind, took) in took.iter_mut().enumerate() {
-            let mut command = pager.command("/bin/true");
-            match kind {
-                0 => drop(command.env_remove("LD_PRELOAD")),
-                1 => drop(command.env("LD_PRELOAD", &unpatched)),
-                _ => {}
-            }
-            let before = Instant::now();
-            let mut program = Program::start(&mut command);
-            let target = (kind == 2).then(|| pager.welcome());
-            program.0.wait().unwrap();
-            took.push(before.elapsed());
-            targets += u32::from(target.is_some());
-        }
-    }
-    assert_eq!(targets, ROUNDS);
-    let [plain, idle, paged] = took.map(|mut took| {
-        took.sort();
-        took[took.len() / 2]
-    });
-    println!("/bin/true, median: alone {plain:?}, agent idle {idle:?}, agent at work {paged:?}");
-}
-
-/// What a batch costs, from the command to the answer.
-#[test]
-#[ignore = "a measurement"]
-fn what_a_batch_costs() {
-    let pager = Pager::new();
-    let (mut program, target, start) = start(&pager, 128);
-    let mut took = Vec::new();
-    for _ in 0..200 {
-        let before = Instant::now();
-        target.send(Order::Evict { runs: Runs::new(&[run(start, 128)]).unwrap() });
-        let answer = target.answer();
-        took.push(before.elapsed());
-        assert!(matches!(answer, vswap_wire::Answer::Evicted { moved: [u64::MAX, u64::MAX], .. }));
-        for page in 0..128 {
-            let mut bytes = [0; PAGE as usize];
-            target.ring.copy_page_out(page, &mut bytes);
-            target.service.uffd.copy(start + page as u64 * PAGE, &bytes, false).unwrap();
-        }
-    }
-    took.sort();
-    println!("128 pages: p50 {:?}, p90 {:?}", took[100], took[180]);
-    assert_eq!(program.ask("check"), "intact");
 }
