@@ -9,11 +9,13 @@
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use libc::{sock_filter, sock_fprog};
 
 use crate::Errno;
 use crate::errno::{check, last};
+use crate::poll::{Events, poll};
 
 /// `AUDIT_ARCH_X86_64`: 64-bit system calls, and x32 ones, whose number has bit 30 set.
 pub const ARCH_X86_64: u32 = 0xc000_003e;
@@ -156,12 +158,12 @@ pub enum Reply {
 pub struct Gate(OwnedFd);
 
 impl Gate {
-    /// Waits for the next stopped call; `None` if its caller was killed before we looked, or nobody is left whom the
-    /// filter holds. Poll first to wait for other things too.
+    /// Waits for the next stopped call; `None` if its caller was killed before we looked. Poll first to wait for other
+    /// things too.
     ///
     /// # Errors
     ///
-    /// `ENOTTY`: not a listener.
+    /// `BrokenPipe`: nobody is left whom the filter holds, nor will be. `ENOTTY`: not a listener.
     pub fn recv(&self) -> io::Result<Option<Notification>> {
         loop {
             // SAFETY: plain integers, for which zero is valid; the kernel demands zeros.
@@ -177,10 +179,17 @@ impl Gate {
                     }));
                 }
                 Err(libc::EINTR) => {}
+                // The kernel says the same to both; without the difference a loop would spin after the end.
+                Err(libc::ENOENT) if self.is_deserted()? => return Err(io::ErrorKind::BrokenPipe.into()),
                 Err(libc::ENOENT) => return Ok(None),
                 Err(errno) => return Err(io::Error::from_raw_os_error(errno)),
             }
         }
+    }
+
+    fn is_deserted(&self) -> io::Result<bool> {
+        let happened = poll(&[(self.0.as_fd(), Events::empty())], Some(Duration::ZERO))?;
+        Ok(happened[0].contains(Events::HUP))
     }
 
     /// Ends the stopped call `id`.

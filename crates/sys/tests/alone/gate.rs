@@ -211,13 +211,26 @@ fn gate_signal_does_not_interrupt() {
 fn gate_caller_that_died() {
     let area = Area::new(1);
     let act = |_: &Conn| mremap(area, 1) == 0;
-    // Before we looked.
-    let (child, gate, _conn) = gated(act);
+    // Before we looked, while another process lives behind the gate.
+    let (child, gate, conn) = gated(|conn| {
+        let caller = process::fork_with(|| mremap(area, 1) as i32).unwrap();
+        conn.send(&caller.to_ne_bytes(), &[]).unwrap();
+        let killed = std::os::unix::process::ExitStatusExt::signal(&process::wait(caller).unwrap());
+        conn.send(b"gone", &[]).unwrap();
+        conn.recv(&mut [0; 8]).unwrap();
+        killed == Some(libc::SIGKILL)
+    });
+    let mut number = [0; 4];
+    conn.recv(&mut number).unwrap();
     assert!(readable(&gate, PATIENCE));
-    process::kill(child, libc::SIGKILL).unwrap();
-    process::wait(child).unwrap();
+    process::kill(u32::from_ne_bytes(number), libc::SIGKILL).unwrap();
+    conn.recv(&mut number).unwrap();
     assert_eq!(gate.recv().unwrap(), None);
+    // Nobody is left: that is something else.
+    conn.send(b"end", &[]).unwrap();
+    finish(child);
     assert!(poll(&[(gate.as_fd(), Events::IN)], Some(PATIENCE)).unwrap()[0].contains(Events::HUP));
+    assert_eq!(gate.recv().unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
     // After: a waiter can be killed, and then there is nobody to answer.
     let (child, gate, _conn) = gated(act);
     let call = next(&gate);
