@@ -1,10 +1,12 @@
 //! What a program takes and prints when it is left alone; measured once, then remembered.
 
 use crate::cgroup::Group;
-use crate::command::{Run, tail};
+use crate::command::{Outcome, Run, tail};
 use crate::sample;
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A plain run.
@@ -18,35 +20,35 @@ pub(crate) struct Natural {
     pub(crate) stdout: PathBuf,
 }
 
-/// Anonymous memory of the processes with a mark in their environment, in bytes, when there is no control group to
-/// ask; what processes share counts for each.
-fn of_marked(marker: &str) -> u64 {
-    let mut sum = 0;
+/// Anonymous memory of all our descendants, in bytes, when there is no control group to ask: a page that n processes
+/// share counts 1/n for each.
+fn of_descendants() -> u64 {
+    let stat = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    let mut parents = HashMap::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let path = entry.path();
-        let Ok(environment) = std::fs::read(path.join("environ")) else { continue };
-        if !environment.windows(marker.len()).any(|w| w == marker.as_bytes()) {
-            continue;
-        }
-        let status = std::fs::read_to_string(path.join("status")).unwrap_or_default();
-        let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
+        let Some(pid) = entry.file_name().to_string_lossy().parse().ok() else { continue };
+        let parent = stat(pid).and_then(|s| s.rsplit_once(')')?.1.split(' ').nth(2)?.parse().ok());
+        parents.insert(pid, parent.unwrap_or(0));
+    }
+    let ours = |pid: u32| {
+        std::iter::successors(Some(pid), |p| parents.get(p).copied()).any(|p| p == std::process::id())
+    };
+    let mut sum = 0;
+    for &pid in parents.keys().filter(|&&pid| pid != std::process::id() && ours(pid)) {
+        let memory = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let line = memory.lines().find_map(|l| l.strip_prefix("Pss_Anon:"));
         sum += line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()).unwrap_or(0)
             * 1024;
     }
     sum
 }
 
-fn without_group(run: &Run) -> Result<(crate::command::Outcome, u64), String> {
-    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-    let marker = format!("VSWAP_XTASK_RUN={}", std::process::id());
-    let mut run = run.clone();
-    let (key, value) = marker.split_once('=').expect("it has a sign");
-    run.env.push((key.to_owned(), value.to_owned()));
+fn without_group(run: &Run) -> Result<(Outcome, u64), String> {
     let (stop, peak) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                peak.fetch_max(of_marked(&marker), Ordering::Relaxed);
+                peak.fetch_max(of_descendants(), Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
