@@ -2,9 +2,28 @@
 
 mod support;
 
-use support::{Owners, page, slot};
-use vswap_core::Tier;
+use parking_lot::Mutex;
+use support::{page, slot};
+use vswap_core::{Location, Owner, Relocated, SlotId, Tier};
 use vswap_tiers::Pool;
+
+const SLOTS: u64 = 60_000;
+
+/// A slot table whose memory is all touched before the first look.
+struct Slots(Mutex<Vec<u64>>);
+
+const NONE: u64 = u64::MAX;
+
+impl Owner for Slots {
+    fn relocate(&self, slot: SlotId, old: Location, new: Location) -> Relocated {
+        let word = &mut self.0.lock()[slot.get() as usize];
+        if *word != old.get() {
+            return Relocated::Gone;
+        }
+        *word = new.get();
+        Relocated::Moved
+    }
+}
 
 /// Anonymous memory of this process, in bytes.
 fn resident() -> u64 {
@@ -16,45 +35,33 @@ fn resident() -> u64 {
 #[test]
 fn usage_is_what_the_system_says_and_freed_memory_goes_back() {
     let pool = Pool::new(1 << 30);
-    let owners = Owners::default();
-    // What the tests themselves need, before the first look.
-    owners.0.lock().reserve(200_000);
-    for n in 1..100 {
-        owners.0.lock().insert(slot(n), vswap_core::Location::new(0).expect("a location"));
-    }
-    owners.0.lock().clear();
+    let slots = Slots(Mutex::new(vec![NONE; SLOTS as usize + 1]));
     let (base, base_usage) = (resident(), pool.usage().resident_bytes);
     let check = |what: &str| {
         let system = resident().saturating_sub(base) as f64;
         let usage = (pool.usage().resident_bytes - base_usage) as f64;
-        println!("{what}: the system says {system}, the pool says {usage}");
-        // The map of the test itself may still grow by a few pages.
-        assert!(
-            (system - usage).abs() < 2e6 + usage * 0.02,
-            "{what}: the system says {system}, the pool says {usage}"
-        );
+        // Stacks, malloc's own, and the kernel's per-thread batching of its count.
+        let off = (system - usage).abs();
+        assert!(off < 700e3, "{what}: the system says {system}, the pool says {usage}");
         usage
     };
-    const N: u64 = 60_000;
+    let release = |n: u64| {
+        let at = std::mem::replace(&mut slots.0.lock()[n as usize], NONE);
+        pool.release(slot(n), Location::new(at).expect("stored"));
+    };
     let mut out = Vec::new();
-    for n in 1..=N {
+    for n in 1..=SLOTS {
         out.clear();
-        // Four kinds of pages; 0.9 KiB in the mean.
         pool.store(&[(slot(n), &page(n))], &mut out);
-        owners.0.lock().insert(slot(n), out[0].expect("stored"));
+        slots.0.lock()[n as usize] = out[0].expect("stored").get();
     }
     let full = check("full");
     assert!(full > 40e6);
-    for n in (1..=N).filter(|n| n % 8 != 0) {
-        let at = owners.0.lock().remove(&slot(n)).expect("stored");
-        pool.release(slot(n), at);
-    }
+    (1..=SLOTS).filter(|n| n % 8 != 0).for_each(release);
     check("sparse");
-    let report = pool.clean(&owners, u64::MAX);
+    let report = pool.clean(&slots, u64::MAX);
     let clean = check("clean");
-    assert!(report.freed_bytes > 30_000_000 && clean < full / 5.0, "{report:?}");
-    for (slot, at) in owners.0.lock().drain() {
-        pool.release(slot, at);
-    }
+    assert!(report.freed_bytes > 30_000_000 && clean < full / 4.0, "{report:?}");
+    (1..=SLOTS).filter(|n| n % 8 == 0).for_each(release);
     assert!(check("empty") < 300e3);
 }
