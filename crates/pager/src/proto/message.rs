@@ -10,7 +10,7 @@ use super::space::AddressSpace;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ChildKey(pub u64);
 
-/// A number that the driver gives to an mremap that waits at the gate.
+/// A number that the driver gives to a call that waits at the gate.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Ticket(pub u64);
 
@@ -42,6 +42,22 @@ pub struct Mremap {
     pub new: u64,
 }
 
+/// A call that waits at the gate: granted one at a time, and executed by the agent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Call {
+    /// Moves or resizes a mapping.
+    Mremap(Mremap),
+    /// An madvise that changes contents without an event: guard pages, wipe on fork.
+    Madvise {
+        /// Address.
+        start: u64,
+        /// Bytes.
+        len: u64,
+        /// MADV_ constant.
+        advice: u64,
+    },
+}
+
 /// What the driver tells the protocol.
 #[derive(Debug)]
 pub enum Input {
@@ -65,9 +81,13 @@ pub enum Input {
     /// The descriptor had nothing more to read.
     Drained,
     /// A thread waits at the gate.
-    MremapAsked(Ticket, Mremap),
-    /// The granted mremap has returned: an address, or a negative errno.
-    MremapReturned(Ticket, i64),
+    Asked(Ticket, Call),
+    /// Guard pages were found here by the granted call: what was here is gone.
+    Guarded(Range<u64>),
+    /// In the first range, a forked child reads zeros in these parts and what the parent has in the rest.
+    WipedOnFork(Range<u64>, Vec<Range<u64>>),
+    /// The granted call has returned: an address or 0, or a negative errno.
+    Returned(Ticket, i64),
     /// The window of the parent, in which this address space was forked, has closed.
     ParentClosed,
     /// Memory is (no longer) so short that first touches must wait.
@@ -111,8 +131,10 @@ pub enum Command {
     Scan(Range<u64>, u64),
     /// Take these runs of pages out, at most a batch, and store them.
     Move(Vec<Range<u64>>),
-    /// Execute this mremap; the answer to the command is `Done`, the result comes as an input.
-    Mremap(Ticket, Mremap),
+    /// The parts of this range that a forked child reads as zeros (MADV_WIPEONFORK).
+    WipedOnFork(Range<u64>),
+    /// Execute this call; the answer to the command is `Done`, the result comes as an input.
+    Execute(Ticket, Call),
 }
 
 /// The outcome of a command that installs pages.
@@ -126,6 +148,8 @@ pub enum Stop {
     Exists,
     /// The next page is not mapped, or not registered (ENOENT and its kin).
     Missing,
+    /// Some were installed; the kernel does not say what stopped it.
+    Short,
 }
 
 /// A mapping, as far as the protocol wants to know it.
@@ -140,7 +164,7 @@ pub struct Mapping {
 /// What came of a command.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Answer {
-    /// It was done (`Probe`, `ProbePage`, `Register`, `Wake`, `Mremap`).
+    /// It was done (`Probe`, `ProbePage`, `Register`, `Execute`).
     Done,
     /// A change of mappings is under way.
     Changing,
@@ -150,6 +174,8 @@ pub enum Answer {
     Installed(u64, Stop),
     /// `Mapping`: the mapping, or none above.
     Mapping(Option<Mapping>),
+    /// `WipedOnFork`: the parts.
+    Wiped(Vec<Range<u64>>),
     /// `Scan`: the runs, and where to go on.
     Scanned(Vec<Range<u64>>, u64),
     /// `Move`: what has left and where it is; and whether a change of mappings cut it short.

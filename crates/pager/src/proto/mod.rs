@@ -15,7 +15,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use message::{Answer, ChildKey, Command, Effect, Fault, Input, Mapping, Mremap, Stop, Ticket};
+pub use message::{Answer, Call, ChildKey, Command, Effect, Fault, Input, Mapping, Mremap, Stop, Ticket};
 pub use ranges::RangeSet;
 pub use space::{AddressSpace, Counters};
 pub use streams::MAX_WINDOW;

@@ -60,7 +60,7 @@ impl AddressSpace {
         }
         let next = addr + done * PAGE;
         match stop {
-            Stop::Complete => {}
+            Stop::Complete | Stop::Short => {}
             Stop::Changing => {
                 self.open();
                 if done == 0 {

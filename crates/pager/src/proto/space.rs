@@ -14,7 +14,8 @@
 //!    arrival;
 //! 3. REMOVE comes before its zap: slots go at once, and resident pages of the range are *owed*: not evicted until
 //!    we installed the page ourselves or it was unmapped;
-//! 4. FORK takes the table as it is at that place of the window; the child's faults wait until the window closes;
+//! 4. FORK takes the table as it is at that place of the window, without what is wiped on fork; the child's faults
+//!    wait until the window closes;
 //! 5. the window closes at a quiet moment: marked slots die, except arrivals, where a probe of the page tells.
 //!
 //! The caller owns the state (one thread per address space); there is no lock.
@@ -25,7 +26,7 @@ use std::ops::Range;
 use vswap_core::{PAGE_SIZE, SlotId};
 
 use super::marks::Marks;
-use super::message::{Answer, ChildKey, Command, Effect, Fault, Input, Mremap, Ticket};
+use super::message::{Answer, Call, ChildKey, Command, Effect, Fault, Input, Ticket};
 use super::ranges::RangeSet;
 use super::streams::Streams;
 use super::sweep::{Sweep, Verify};
@@ -38,8 +39,8 @@ pub(super) const PAGE: u64 = PAGE_SIZE as u64;
 pub struct Counters {
     /// Windows closed.
     pub windows: u64,
-    /// mremaps granted.
-    pub mremaps: u64,
+    /// Calls granted at the gate.
+    pub grants: u64,
     /// FORK events.
     pub forks: u64,
     /// Slots dropped because nothing registered was under them any more (lost events).
@@ -69,8 +70,8 @@ pub(super) enum Job {
     Idle,
     /// Installing pages for a fault, from slots, or zeros where there are none.
     Serving { fault: Fault, slots: Vec<SlotId>, pages: u64 },
-    /// A granted mremap is being handed to the agent.
-    Granting(Ticket, Mremap),
+    /// A granted call is being handed to the agent.
+    Granting(Ticket, Call),
     /// Closing: asking for a quiet moment.
     Quieting,
     /// Closing: these arrivals are still in doubt; the last one is asked for.
@@ -87,6 +88,8 @@ pub struct AddressSpace {
     pub(super) table: PageTable,
     pub(super) registered: RangeSet,
     pub(super) owed: RangeSet,
+    /// Where a forked child reads zeros. Exact for registered ranges.
+    pub(super) wiped: RangeSet,
     pub(super) warm: Marks,
     window: Option<Window>,
     /// Ranges that a fork brought and that were not yet compared with what is mapped.
@@ -94,8 +97,8 @@ pub struct AddressSpace {
     parent_open: bool,
     gated: bool,
     sole_thread: bool,
-    asked: VecDeque<(Ticket, Mremap)>,
-    granted: Option<(Ticket, Mremap)>,
+    asked: VecDeque<(Ticket, Call)>,
+    granted: Option<(Ticket, Call)>,
     pub(super) ready: VecDeque<Fault>,
     pub(super) held: VecDeque<Fault>,
     pub(super) throttled: bool,
@@ -111,7 +114,7 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// A fresh address space. `gated`: mremaps come through [`Input::MremapAsked`].
+    /// A fresh address space. `gated`: mremaps come through [`Input::Asked`].
     pub fn new(gated: bool) -> Self {
         Self { gated, ..Self::default() }
     }
@@ -139,6 +142,11 @@ impl AddressSpace {
     /// Whether the driver should look again soon: a window waits for a quiet moment.
     pub fn wants_quiet(&self) -> bool {
         self.window.is_some() && self.granted.is_none() && !self.parent_open && !self.gone
+    }
+
+    /// The call that is being executed.
+    pub fn granted(&self) -> Option<(Ticket, Call)> {
+        self.granted
     }
 
     /// Faults that wait because memory is short.
@@ -195,8 +203,12 @@ impl AddressSpace {
                     window.drained = true;
                 }
             }
-            Input::MremapAsked(ticket, call) => self.asked.push_back((ticket, call)),
-            Input::MremapReturned(ticket, result) => self.returned(ticket, result),
+            Input::Asked(ticket, call) => self.asked.push_back((ticket, call)),
+            Input::Returned(ticket, result) => self.returned(ticket, result),
+            Input::Guarded(range) => {
+                self.drop_slots(range);
+            }
+            Input::WipedOnFork(range, parts) => self.wiped_on_fork(range, parts),
             Input::ParentClosed => self.parent_open = false,
             Input::Throttle(on) => self.throttled = on,
             Input::Evict(pages) => self.evict = pages,
@@ -239,6 +251,7 @@ impl AddressSpace {
         let window = self.open();
         window.unmapped.insert(range.clone());
         self.registered.remove(range.clone());
+        self.wiped.remove(range.clone());
         for addr in self.table.addrs(range) {
             if let Some(entry) = self.table.get(addr) {
                 self.table.insert(addr, Entry { dead: true, ..entry });
@@ -278,8 +291,16 @@ impl AddressSpace {
             }
         }
         self.owed.shift(from, to, len);
+        self.wiped.shift(from, to, len);
         self.registered.remove(source);
         self.registered.insert(target);
+    }
+
+    pub(super) fn wiped_on_fork(&mut self, range: Range<u64>, parts: Vec<Range<u64>>) {
+        self.wiped.remove(range);
+        for part in parts {
+            self.wiped.insert(part);
+        }
     }
 
     fn fork(&mut self, key: ChildKey) {
@@ -297,12 +318,18 @@ impl AddressSpace {
                 }
             }
         }
+        for range in self.wiped.iter() {
+            for addr in table.addrs(range) {
+                table.remove(addr);
+            }
+        }
         let slots: Vec<_> = table.all().map(|(_, entry)| entry.slot).collect();
         let child = Self {
             table,
             registered: self.registered.clone(),
             inherited: self.registered.clone(),
             owed: self.owed.clone(),
+            wiped: self.wiped.clone(),
             window: Some(Window { unmapped: window.unmapped, arrived, ..Window::default() }),
             parent_open: true,
             gated: self.gated,
@@ -316,9 +343,9 @@ impl AddressSpace {
 
     fn returned(&mut self, ticket: Ticket, result: i64) {
         let Some((granted, call)) = self.granted.take() else { return };
-        debug_assert_eq!(granted, ticket, "one mremap at a time");
+        debug_assert_eq!(granted, ticket, "one call at a time");
         self.open();
-        let Ok(to) = u64::try_from(result) else { return };
+        let (Ok(to), Call::Mremap(call)) = (u64::try_from(result), call) else { return };
         let (old_end, new_end) = (to + round_up(call.old_len), to + round_up(call.new_len));
         if new_end <= old_end {
             return;
@@ -335,7 +362,7 @@ impl AddressSpace {
     }
 
     /// The next command, if there is something to do now. Ask again only after its answer.
-    pub fn next(&mut self) -> Option<Command> {
+    pub fn next_command(&mut self) -> Option<Command> {
         if self.gone {
             return None;
         }
@@ -345,7 +372,7 @@ impl AddressSpace {
         Some(match &self.job {
             Job::Idle => return None,
             Job::Serving { fault, slots, pages } => self.install(*fault, slots, *pages),
-            Job::Granting(ticket, call) => Command::Mremap(*ticket, *call),
+            Job::Granting(ticket, call) => Command::Execute(*ticket, *call),
             Job::Quieting => Command::Probe,
             Job::Deciding(doubts) => Command::ProbePage(*doubts.last()?),
             Job::Sweeping(sweep) => sweep.command(self),
@@ -359,7 +386,7 @@ impl AddressSpace {
         {
             self.open();
             self.granted = Some((ticket, call));
-            self.counters.mremaps += 1;
+            self.counters.grants += 1;
             return Some(Job::Granting(ticket, call));
         }
         if let Some(window) = &self.window {

@@ -33,6 +33,8 @@ enum Step {
     Register(Mapping),
     /// Is it still the same mapping?
     Confirm(Mapping),
+    /// What would a forked child read here?
+    Wiped(Mapping),
     /// Has no event come since?
     Quiet(Mapping),
     Scan(Range<u64>),
@@ -52,6 +54,7 @@ impl Sweep {
             Step::Find => Command::Mapping(space.register_hand),
             Step::Register(mapping) => Command::Register(mapping.range.clone()),
             Step::Confirm(mapping) => Command::Mapping(mapping.range.start),
+            Step::Wiped(mapping) => Command::WipedOnFork(mapping.range.clone()),
             Step::Quiet(_) | Step::Suspect(_) => Command::Probe,
             Step::Scan(range) => Command::Scan(range.clone(), BATCH_PAGES),
             Step::Move(runs) => Command::Move(runs.clone()),
@@ -104,7 +107,11 @@ impl AddressSpace {
             (Step::Register(mapping), Answer::Done) => {
                 if self.registered.covers(&mapping.range) { self.scan(&mapping) } else { Some(Step::Confirm(mapping)) }
             }
-            (Step::Confirm(mapping), Answer::Mapping(Some(again))) if again == mapping => Some(Step::Quiet(mapping)),
+            (Step::Confirm(mapping), Answer::Mapping(Some(again))) if again == mapping => Some(Step::Wiped(mapping)),
+            (Step::Wiped(mapping), Answer::Wiped(parts)) => {
+                self.wiped_on_fork(mapping.range.clone(), parts);
+                Some(Step::Quiet(mapping))
+            }
             (Step::Quiet(mapping), Answer::Done) => {
                 for gap in self.registered.gaps(&mapping.range) {
                     self.counters.stale += self.drop_slots(gap) as u64;

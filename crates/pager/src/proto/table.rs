@@ -124,7 +124,7 @@ impl PageTable {
 
     /// All addresses and entries, in order.
     pub fn all(&self) -> impl Iterator<Item = (u64, Entry)> + '_ {
-        self.iter(0..u64::MAX & !(PAGE - 1))
+        self.iter(0..!(PAGE - 1))
     }
 
     /// The addresses of `range` that have an entry; for loops that change the table.

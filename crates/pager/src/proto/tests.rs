@@ -14,6 +14,7 @@ struct Kernel {
     mappings: Vec<Range<u64>>,
     registered: RangeSet,
     present: HashMap<u64, u64>,
+    wiped: RangeSet,
     changing: bool,
     next_slot: u64,
     contents: HashMap<SlotId, u64>,
@@ -28,7 +29,8 @@ impl Kernel {
     fn execute(&mut self, command: Command) -> Answer {
         self.log.push(command.clone());
         match command {
-            Command::Mremap(..) => Answer::Done,
+            Command::Execute(..) => Answer::Done,
+            Command::WipedOnFork(range) => Answer::Wiped(self.wiped.overlaps(&range).collect()),
             Command::Mapping(at) => Answer::Mapping(
                 self.mappings
                     .iter()
@@ -106,7 +108,7 @@ impl Kernel {
     fn run(&mut self, space: &mut AddressSpace) {
         loop {
             self.effects(space);
-            let Some(command) = space.next() else { break };
+            let Some(command) = space.next_command() else { break };
             let answer = self.execute(command);
             space.answer(answer);
         }
@@ -157,8 +159,8 @@ fn drain(kernel: &mut Kernel, space: &mut AddressSpace) {
     assert_eq!(kernel.stops, Vec::<String>::new());
 }
 
-fn mremap(old: u64, old_len: u64, new_len: u64) -> Mremap {
-    Mremap { old, old_len, new_len, flags: 1, new: 0 }
+fn mremap(old: u64, old_len: u64, new_len: u64) -> Call {
+    Call::Mremap(Mremap { old, old_len, new_len, flags: 1, new: 0 })
 }
 
 #[test]
@@ -178,6 +180,7 @@ fn a_registered_mapping_is_confirmed_before_anything_leaves_it() {
         Command::Mapping(0),
         Command::Register(A..A + PAGE),
         Command::Mapping(A),
+        Command::WipedOnFork(A..A + PAGE),
         Command::Probe,
         Command::Scan(A..A + PAGE, BATCH_PAGES),
         Command::Move(vec![A..A + PAGE]),
@@ -223,13 +226,13 @@ fn what_a_remap_lands_on_is_replaced_and_a_late_unmap_does_not_kill_the_arrival(
     space.input(Input::Evict(2));
     kernel.run(&mut space);
     assert_eq!(space.evicted(), 4);
-    space.input(Input::MremapAsked(Ticket(1), mremap(C, 2 * PAGE, 2 * PAGE)));
+    space.input(Input::Asked(Ticket(1), mremap(C, 2 * PAGE, 2 * PAGE)));
     kernel.run(&mut space);
     kernel.registered.remove(C..C + 2 * PAGE);
     space.input(Input::Remap { from: C, to: A, len: 2 * PAGE });
     space.input(Input::Unmap(C..C + 2 * PAGE));
     space.input(Input::Unmap(A..A + 2 * PAGE));
-    space.input(Input::MremapReturned(Ticket(1), A as i64));
+    space.input(Input::Returned(Ticket(1), A as i64));
     drain(&mut kernel, &mut space);
     assert_eq!((space.evicted(), kernel.held(), space.counters().probed), (2, 2, 2));
     space.input(fault(A + PAGE));
@@ -240,11 +243,11 @@ fn what_a_remap_lands_on_is_replaced_and_a_late_unmap_does_not_kill_the_arrival(
 #[test]
 fn an_arrival_that_was_unmapped_afterwards_dies() {
     let (mut kernel, mut space) = evicted(2);
-    space.input(Input::MremapAsked(Ticket(1), mremap(A, 2 * PAGE, 2 * PAGE)));
+    space.input(Input::Asked(Ticket(1), mremap(A, 2 * PAGE, 2 * PAGE)));
     kernel.run(&mut space);
     space.input(Input::Remap { from: A, to: B, len: 2 * PAGE });
     space.input(Input::Unmap(A..A + 2 * PAGE));
-    space.input(Input::MremapReturned(Ticket(1), B as i64));
+    space.input(Input::Returned(Ticket(1), B as i64));
     space.input(Input::Unmap(B..B + 2 * PAGE));
     kernel.registered.clear();
     drain(&mut kernel, &mut space);
@@ -255,11 +258,11 @@ fn an_arrival_that_was_unmapped_afterwards_dies() {
 fn a_remap_proves_its_source_alive() {
     // E was unmapped at A by another thread before; the event of that comes first, then A's new tenant moves on.
     let (mut kernel, mut space) = evicted(1);
-    space.input(Input::MremapAsked(Ticket(1), mremap(A, PAGE, PAGE)));
+    space.input(Input::Asked(Ticket(1), mremap(A, PAGE, PAGE)));
     kernel.run(&mut space);
     space.input(Input::Unmap(A..A + PAGE));
     space.input(Input::Remap { from: A, to: B, len: PAGE });
-    space.input(Input::MremapReturned(Ticket(1), B as i64));
+    space.input(Input::Returned(Ticket(1), B as i64));
     kernel.registered.insert(B..B + PAGE);
     drain(&mut kernel, &mut space);
     space.input(fault(B));
@@ -270,15 +273,15 @@ fn a_remap_proves_its_source_alive() {
 #[test]
 fn a_granted_mremap_holds_the_window_open_and_the_next_one_waits() {
     let (mut kernel, mut space) = evicted(1);
-    space.input(Input::MremapAsked(Ticket(1), mremap(A, PAGE, PAGE)));
-    space.input(Input::MremapAsked(Ticket(2), mremap(B, PAGE, PAGE)));
+    space.input(Input::Asked(Ticket(1), mremap(A, PAGE, PAGE)));
+    space.input(Input::Asked(Ticket(2), mremap(B, PAGE, PAGE)));
     space.input(fault(A));
     kernel.log.clear();
     drain(&mut kernel, &mut space);
-    assert_eq!(kernel.log, [Command::Mremap(Ticket(1), mremap(A, PAGE, PAGE))]);
-    space.input(Input::MremapReturned(Ticket(1), A as i64));
+    assert_eq!(kernel.log, [Command::Execute(Ticket(1), mremap(A, PAGE, PAGE))]);
+    space.input(Input::Returned(Ticket(1), A as i64));
     kernel.run(&mut space);
-    assert_eq!(kernel.log.last(), Some(&Command::Mremap(Ticket(2), mremap(B, PAGE, PAGE))));
+    assert_eq!(kernel.log.last(), Some(&Command::Execute(Ticket(2), mremap(B, PAGE, PAGE))));
     assert!(kernel.present.is_empty());
 }
 
@@ -286,9 +289,9 @@ fn a_granted_mremap_holds_the_window_open_and_the_next_one_waits() {
 fn growth_is_an_arrival_of_zeros() {
     // What was evicted just above A was unmapped, then A grew over it in place; the UNMAP is still unread.
     let (mut kernel, mut space) = evicted(4);
-    space.input(Input::MremapAsked(Ticket(1), mremap(A, 2 * PAGE, 4 * PAGE)));
+    space.input(Input::Asked(Ticket(1), mremap(A, 2 * PAGE, 4 * PAGE)));
     kernel.run(&mut space);
-    space.input(Input::MremapReturned(Ticket(1), A as i64));
+    space.input(Input::Returned(Ticket(1), A as i64));
     drain(&mut kernel, &mut space);
     assert_eq!((space.evicted(), kernel.held()), (2, 2));
     space.input(fault(A + 3 * PAGE));
@@ -324,11 +327,11 @@ fn a_remap_carries_what_is_owed() {
     space.input(fault(A));
     kernel.run(&mut space);
     space.input(Input::Remove(A..A + PAGE));
-    space.input(Input::MremapAsked(Ticket(1), mremap(A, PAGE, PAGE)));
+    space.input(Input::Asked(Ticket(1), mremap(A, PAGE, PAGE)));
     kernel.run(&mut space);
     space.input(Input::Remap { from: A, to: B, len: PAGE });
     space.input(Input::Unmap(A..A + PAGE));
-    space.input(Input::MremapReturned(Ticket(1), B as i64));
+    space.input(Input::Returned(Ticket(1), B as i64));
     let value = kernel.present.remove(&A).unwrap();
     kernel.present.insert(B, value);
     kernel.mappings = vec![B..B + PAGE];
@@ -432,7 +435,7 @@ fn two_threads_that_wait_for_one_page_are_both_answered() {
     space.input(fault(A));
     space.input(fault(A));
     let mut woken = 0;
-    while let Some(command) = space.next() {
+    while let Some(command) = space.next_command() {
         let answer = kernel.execute(command);
         space.answer(answer);
         while let Some(effect) = space.effect() {
@@ -453,4 +456,39 @@ fn registering_everything_registers_each_mapping_once() {
     let registers = kernel.log.iter().filter(|c| matches!(c, Command::Register(_))).count();
     assert_eq!(registers, 2);
     assert!(kernel.registered.contains(A) && kernel.registered.contains(B));
+}
+
+#[test]
+fn guard_pages_take_what_was_under_them() {
+    let (mut kernel, mut space) = evicted(4);
+    let call = Call::Madvise { start: A, len: 2 * PAGE, advice: 102 };
+    space.input(Input::Asked(Ticket(1), call));
+    kernel.run(&mut space);
+    assert_eq!(kernel.log.last(), Some(&Command::Execute(Ticket(1), call)));
+    space.input(Input::Guarded(A..A + 2 * PAGE));
+    space.input(Input::Returned(Ticket(1), 0));
+    drain(&mut kernel, &mut space);
+    // The guard is taken away again, of which nobody tells.
+    space.input(fault(A));
+    kernel.run(&mut space);
+    assert_eq!((kernel.present[&A], space.evicted()), (0, 2), "no old bytes");
+}
+
+#[test]
+fn a_child_reads_zeros_where_its_parent_is_wiped_on_fork() {
+    let mut kernel = Kernel { mappings: vec![A..A + 2 * PAGE], ..Kernel::default() };
+    kernel.present.extend([(A, 1), (A + PAGE, 2)]);
+    kernel.wiped.insert(A..A + PAGE);
+    let mut space = AddressSpace::new(true);
+    space.input(Input::Evict(2));
+    kernel.run(&mut space);
+    space.input(Input::Fork(ChildKey(1)));
+    drain(&mut kernel, &mut space);
+    let (_, mut child) = kernel.children.pop().unwrap();
+    child.input(Input::ParentClosed);
+    drain(&mut kernel, &mut child);
+    assert_eq!((space.evicted(), child.evicted()), (2, 1));
+    child.input(fault(A));
+    kernel.run(&mut child);
+    assert_eq!(kernel.present[&A], 0);
 }

@@ -1,0 +1,306 @@
+//! The thread that keeps the promise of `--memory`: measures, asks address spaces for pages ahead of need, and says
+//! when first touches have to wait.
+//!
+//! Measured is what an outsider would measure: anonymous memory of every process of the tree, and all of ours (the
+//! pager's own anonymous memory holds the pool, the swap cache and all metadata; the agents' rings are shared memory).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use vswap_core::PAGE_SIZE;
+use vswap_sys::process::{self, MemFile};
+use vswap_sys::seccomp::Gate;
+
+use super::server::Server;
+use super::shared::Shared;
+use super::tenant::Tenant;
+use crate::{Backing, Limit, Unpaged};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+const MIB: u64 = 1 << 20;
+/// Pages of an agent's stack and state, in shared memory.
+const AGENT_PAGES: u64 = 4;
+/// Bytes a second that a program can allocate: sets how soon to look again.
+const ALLOCATION_RATE: u64 = 3 << 30;
+/// Of 10 evicted pages, about so many leave memory for good: the rest stays compressed.
+const YIELD_IN_TEN: u64 = 5;
+const PSS_EVERY: Duration = Duration::from_millis(100);
+const TREE_EVERY: Duration = Duration::from_millis(50);
+const LIMIT_EVERY: Duration = Duration::from_secs(1);
+/// Without an eviction for so long, waiting for one is pointless.
+const NO_PROGRESS: Duration = Duration::from_millis(200);
+
+/// The highest figures so far.
+#[derive(Clone, Default)]
+pub struct Peaks {
+    pub limit: u64,
+    pub total: u64,
+    pub resident: u64,
+    pub virtual_bytes: u64,
+    pub pager: u64,
+    pub over_bytes: u64,
+    pub over_time: Duration,
+    pub evicted: u64,
+    pub backing: Backing,
+    pub ratio: f64,
+    pub metadata_per_slot: f64,
+    pub file_bytes: u64,
+}
+
+/// What one look found, in bytes.
+struct Usage {
+    tree: u64,
+    pager: u64,
+}
+
+pub struct Governor {
+    shared: Arc<Shared>,
+    gate: Option<Arc<Gate>>,
+    limit: Limit,
+    peaks: Arc<Mutex<Peaks>>,
+    guardian: u32,
+    files: HashMap<u32, MemFile>,
+    resident: HashMap<u32, u64>,
+    own: MemFile,
+    shared_bytes: u64,
+    pss_at: Instant,
+    tree: HashSet<u32>,
+    tree_at: Instant,
+    limit_now: u64,
+    limit_at: Instant,
+    evictions: u64,
+    progress_at: Instant,
+    looked_at: Instant,
+}
+
+impl Governor {
+    pub fn new(
+        shared: Arc<Shared>,
+        gate: Option<Arc<Gate>>,
+        limit: Limit,
+        guardian: u32,
+        peaks: Arc<Mutex<Peaks>>,
+    ) -> std::io::Result<Self> {
+        let now = Instant::now();
+        let long_ago = now.checked_sub(Duration::from_secs(60)).unwrap_or(now);
+        Ok(Self {
+            shared,
+            gate,
+            limit,
+            peaks,
+            guardian,
+            files: HashMap::new(),
+            resident: HashMap::new(),
+            own: MemFile::open(std::process::id())?,
+            shared_bytes: 0,
+            pss_at: long_ago,
+            tree: HashSet::new(),
+            tree_at: long_ago,
+            limit_now: limit.bytes(0),
+            limit_at: now,
+            evictions: 0,
+            progress_at: now,
+            looked_at: now,
+        })
+    }
+
+    pub fn run(mut self) {
+        loop {
+            let rest = self.look();
+            std::thread::sleep(rest);
+        }
+    }
+
+    /// One look; says how long to rest.
+    fn look(&mut self) -> Duration {
+        let tenants = self.shared.all_tenants();
+        let usage = self.measure(&tenants);
+        let total = usage.tree + usage.pager;
+        if self.limit == Limit::Auto && self.limit_at.elapsed() > LIMIT_EVERY {
+            self.limit_at = Instant::now();
+            self.limit_now = self.limit.bytes(total);
+        }
+        let limit = self.limit_now;
+        let headroom = headroom(limit);
+        let room = limit as i64 - total as i64;
+        self.shared.room.store(room - (headroom / 4) as i64, Relaxed);
+        self.record(&usage, limit);
+        self.watch_progress(room, headroom);
+        if room < 3 * headroom as i64 {
+            for tenant in &tenants {
+                if self.resident_of(tenant) > MIB && self.activate(tenant) {
+                    tenant.register.store(true, Relaxed);
+                    tenant.ring();
+                }
+            }
+        }
+        if room < 2 * headroom as i64 {
+            let pages = (5 * headroom as i64 / 2 - room).max(0) as u64 / PAGE * 10 / YIELD_IN_TEN;
+            self.reclaim(&tenants, pages);
+        }
+        let spare = (room - 2 * headroom as i64).max(0) as u64;
+        Duration::from_micros((spare * 1_000_000 / ALLOCATION_RATE).clamp(1_000, 50_000))
+    }
+
+    /// Asks the address spaces for pages, each by its share of resident memory.
+    fn reclaim(&self, tenants: &[Arc<Tenant>], pages: u64) {
+        let resident: u64 = tenants.iter().map(|tenant| self.resident_of(tenant)).sum();
+        for tenant in tenants {
+            let share = self.resident_of(tenant);
+            if share > MIB && self.activate(tenant) {
+                tenant.want((pages as u128 * u128::from(share) / u128::from(resident.max(1))) as u64 + 1);
+            }
+        }
+    }
+
+    /// Makes sure that a server thread runs for this address space.
+    fn activate(&self, tenant: &Arc<Tenant>) -> bool {
+        let mut idle = tenant.idle.lock();
+        let Some(equipment) = idle.take() else { return tenant.active.load(Relaxed) };
+        tenant.active.store(true, Relaxed);
+        let server = Server::adopt(self.shared.clone(), tenant.clone(), self.gate.clone(), equipment);
+        if let Err(error) = server.start() {
+            self.shared.abort(&format!("cannot start a thread: {error}"));
+        }
+        self.shared.ring_hub();
+        true
+    }
+
+    fn resident_of(&self, tenant: &Tenant) -> u64 {
+        self.resident.get(&tenant.pid.load(Relaxed)).copied().unwrap_or(0)
+    }
+
+    fn measure(&mut self, tenants: &[Arc<Tenant>]) -> Usage {
+        if self.tree_at.elapsed() > TREE_EVERY {
+            self.tree_at = Instant::now();
+            self.find_tree(tenants);
+        }
+        self.tree.extend(tenants.iter().map(|tenant| tenant.pid.load(Relaxed)).filter(|&pid| pid != 0));
+        self.resident.clear();
+        let mut tree = 0;
+        for &pid in &self.tree {
+            let found = match self.files.get_mut(&pid) {
+                Some(file) => file.read(),
+                None => MemFile::open(pid).and_then(|mut file| {
+                    let rss = file.read();
+                    self.files.insert(pid, file);
+                    rss
+                }),
+            };
+            match found {
+                Ok(rss) => {
+                    tree += rss.anon_pages * PAGE;
+                    self.resident.insert(pid, rss.anon_pages * PAGE);
+                }
+                Err(_) => {
+                    self.files.remove(&pid);
+                }
+            }
+        }
+        let gone: Vec<u32> = self.files.keys().copied().filter(|pid| !self.resident.contains_key(pid)).collect();
+        for pid in gone {
+            self.files.remove(&pid);
+        }
+        self.measure_sharing(tenants, tree);
+        let rings: u64 = tenants.iter().map(|t| t.ring_pages.load(Relaxed) + AGENT_PAGES).sum();
+        let own = self.own.read().map(|rss| rss.anon_pages).unwrap_or(0);
+        Usage { tree: tree.saturating_sub(self.shared_bytes), pager: (own + rings) * PAGE }
+    }
+
+    /// Pages shared after fork count once: how much the plain sum counts too often.
+    fn measure_sharing(&mut self, tenants: &[Arc<Tenant>], tree: u64) {
+        if self.pss_at.elapsed() < PSS_EVERY {
+            return;
+        }
+        self.pss_at = Instant::now();
+        self.shared_bytes = 0;
+        if tree < self.limit_now / 2 {
+            return;
+        }
+        for tenant in tenants.iter().filter(|tenant| tenant.shares.load(Relaxed)) {
+            let pid = tenant.pid.load(Relaxed);
+            if let (Ok(pss), Some(&resident)) = (process::pss_anon(pid), self.resident.get(&pid)) {
+                self.shared_bytes += resident.saturating_sub(pss);
+            }
+        }
+    }
+
+    /// All processes below the guardian but the pager; those without an agent are remembered for the summary.
+    fn find_tree(&mut self, tenants: &[Arc<Tenant>]) {
+        let pager = std::process::id();
+        let Ok(all) = process::descendants_of(self.guardian) else { return };
+        let before = std::mem::take(&mut self.tree);
+        self.tree = all.into_iter().filter(|&pid| pid != pager).collect();
+        let paged: HashSet<u32> = tenants.iter().map(|tenant| tenant.pid.load(Relaxed)).collect();
+        for &pid in self.tree.iter().filter(|pid| before.contains(pid) && !paged.contains(pid)) {
+            if tenants.iter().any(|tenant| tenant.pid.load(Relaxed) == 0) {
+                continue; // a forked child that was not seen yet
+            }
+            let Ok(status) = process::status(pid) else { continue };
+            if status.state == 'Z' || status.rss_anon == 0 {
+                continue;
+            }
+            let mut unpaged = self.shared.unpaged.lock();
+            if unpaged.len() < 64 && !unpaged.iter().any(|known| known.pid == pid) {
+                let reason = "no agent: statically linked, set-user-id, or its environment was cleared".into();
+                unpaged.push(Unpaged { pid, name: status.name, reason });
+            }
+        }
+    }
+
+    /// Whether waiting for the evictor makes sense.
+    fn watch_progress(&mut self, room: i64, headroom: u64) {
+        let evictions = self.shared.meters.evictions.load(Relaxed);
+        if evictions != self.evictions || room > headroom as i64 {
+            self.evictions = evictions;
+            self.progress_at = Instant::now();
+        }
+        let hold = self.progress_at.elapsed() < NO_PROGRESS;
+        let held = self.shared.may_hold.swap(hold, Relaxed);
+        if held && !hold && room < 0 {
+            self.shared.warn(if self.shared.stuck.load(Relaxed) {
+                "the pool and the spill space are full: pages stayed resident over the limit".into()
+            } else {
+                "nothing more could be evicted: pages stayed resident over the limit".into()
+            });
+        }
+        if room > 0 || !hold {
+            for tenant in self.shared.all_tenants() {
+                if tenant.active.load(Relaxed) {
+                    tenant.ring_if_holding();
+                }
+            }
+        }
+    }
+
+    fn record(&mut self, usage: &Usage, limit: u64) {
+        let elapsed = self.looked_at.elapsed();
+        self.looked_at = Instant::now();
+        let total = usage.tree + usage.pager;
+        let evicted = self.shared.meters.evicted_now.load(Relaxed);
+        let mut peaks = self.peaks.lock();
+        peaks.limit = limit;
+        peaks.total = peaks.total.max(total);
+        peaks.resident = peaks.resident.max(usage.tree);
+        peaks.pager = peaks.pager.max(usage.pager);
+        peaks.virtual_bytes = peaks.virtual_bytes.max(usage.tree + evicted * PAGE);
+        if total > limit {
+            peaks.over_bytes = peaks.over_bytes.max(total - limit);
+            peaks.over_time += elapsed;
+        }
+        if evicted > peaks.evicted + peaks.evicted / 64 {
+            let tables: u64 = self.shared.all_tenants().iter().map(|t| t.footprint.load(Relaxed)).sum();
+            let space = self.shared.space.usage();
+            peaks.evicted = evicted;
+            super::summary::at_peak(&mut peaks, &space, evicted, tables);
+        }
+    }
+}
+
+/// What is kept free below the limit, so that allocations find room while pages are on their way out.
+pub fn headroom(limit: u64) -> u64 {
+    (limit / 32).clamp(2 * MIB, 64 * MIB)
+}

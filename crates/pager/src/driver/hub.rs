@@ -1,0 +1,289 @@
+//! The pager's main thread: welcomes agents, notices ends, reaps, and ends the tree when the promise cannot be kept.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use vswap_core::{SpaceConfig, Tier, VirtualSwap};
+use vswap_sys::poll::{Events, poll};
+use vswap_sys::process;
+use vswap_sys::seccomp::Gate;
+use vswap_sys::shared::SharedPages;
+use vswap_sys::socket::{Conn, Listener};
+use vswap_sys::system;
+use vswap_sys::uffd::{FEATURES, RegisterMode, Uffd};
+use vswap_tiers::{FileTier, Pool};
+use vswap_wire as wire;
+
+use super::gate::GateKeeper;
+use super::governor::{Governor, Peaks, headroom};
+use super::shared::Shared;
+use super::summary::summary;
+use super::tenant::{Agent, Equipment, Note, Tenant};
+use super::worker;
+use crate::{Config, Fatal, Summary, Unpaged};
+
+const PAGE: u64 = vswap_core::PAGE_SIZE as u64;
+const TICK: Duration = Duration::from_millis(100);
+
+/// What the front door has set up before the pager starts.
+pub struct Session {
+    /// Where agents connect.
+    pub listener: Listener,
+    /// The mremap gate, if this machine allows one.
+    pub gate: Option<Gate>,
+    /// What every agent of this run knows.
+    pub secret: [u8; 16],
+    /// The program.
+    pub root: u32,
+    /// The guardian: the ancestor of everything that is counted.
+    pub guardian: u32,
+}
+
+/// Runs the pager until the last paged process of the tree has ended.
+///
+/// `root_ended` is called once, when the program itself ends, with its wait status and the summary so far.
+///
+/// # Errors
+/// [`Fatal`] when the promise of the program's memory cannot be kept; the tree has been killed by then.
+pub fn serve(
+    config: Config,
+    session: Session,
+    root_ended: &mut dyn FnMut(i32, &Summary),
+) -> Result<Summary, Fatal> {
+    let hub = Hub::set_up(config, session).map_err(|error| Fatal(format!("the pager cannot start: {error}")))?;
+    hub.run(root_ended)
+}
+
+struct Hub {
+    shared: Arc<Shared>,
+    peaks: Arc<Mutex<Peaks>>,
+    listener: Listener,
+    secret: [u8; 16],
+    root: u32,
+    root_ended: bool,
+    /// Connected, not yet introduced.
+    strangers: Vec<Conn>,
+}
+
+impl Hub {
+    fn set_up(config: Config, session: Session) -> std::io::Result<Self> {
+        system::tune_malloc(2);
+        let limit = config.limit.bytes(0);
+        let pool_limit = config.pool_max.unwrap_or(if config.spill.is_some() { limit / 2 } else { limit / 4 * 3 });
+        let frames = ((headroom(limit) * 2 / PAGE) as usize).max(512);
+        let mut tiers: Vec<Arc<dyn Tier>> = Vec::new();
+        if let Some(spill) = &config.spill {
+            tiers.push(Arc::new(FileTier::create(&spill.dir, spill.max)?));
+        }
+        let spills = !tiers.is_empty();
+        let pool: Arc<dyn Tier> = Arc::new(Pool::new(pool_limit));
+        let space = Arc::new(VirtualSwap::new(SpaceConfig { pool: Some(pool), tiers, max_frames: frames }));
+        let gate = session.gate.map(Arc::new);
+        let shared = Arc::new(Shared::new(space, gate.is_some())?);
+        let peaks = Arc::new(Mutex::new(Peaks::default()));
+        let thread = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.into()).stack_size(512 << 10).spawn(body).map(drop)
+        };
+        if let Some(gate) = &gate {
+            let keeper =
+                GateKeeper { shared: shared.clone(), gate: gate.clone(), threads: Default::default() };
+            thread("gate", Box::new(|| keeper.run()))?;
+        }
+        let governor =
+            Governor::new(shared.clone(), gate, config.limit, session.guardian, peaks.clone())?;
+        thread("governor", Box::new(|| governor.run()))?;
+        let worker_shared = shared.clone();
+        thread("compress", Box::new(move || worker::compress(worker_shared, frames / 2)))?;
+        if spills {
+            let spill_shared = shared.clone();
+            thread("spill", Box::new(move || worker::spill(spill_shared, pool_limit)))?;
+        }
+        Ok(Self {
+            shared,
+            peaks,
+            listener: session.listener,
+            secret: session.secret,
+            root: session.root,
+            root_ended: false,
+            strangers: Vec::new(),
+        })
+    }
+
+    fn run(mut self, root_ended: &mut dyn FnMut(i32, &Summary)) -> Result<Summary, Fatal> {
+        loop {
+            if let Some(why) = self.shared.failure() {
+                end_tree();
+                return Err(Fatal(why));
+            }
+            self.reap(root_ended);
+            if self.root_ended && self.shared.tenants.lock().is_empty() {
+                return Ok(self.summary());
+            }
+            self.wait();
+        }
+    }
+
+    fn summary(&self) -> Summary {
+        summary(&self.shared, &self.peaks.lock())
+    }
+
+    fn reap(&mut self, root_ended: &mut dyn FnMut(i32, &Summary)) {
+        while let Ok(Some((pid, status))) = process::reap() {
+            if pid == self.root && !self.root_ended {
+                self.root_ended = true;
+                root_ended(status.into_raw(), &self.summary());
+            }
+        }
+    }
+
+    fn wait(&mut self) {
+        let idle: Vec<(u64, Arc<Conn>)> = self
+            .shared
+            .tenants
+            .lock()
+            .values()
+            .filter_map(|tenant| {
+                let equipment = tenant.idle.lock();
+                Some((tenant.id, equipment.as_ref()?.agent.as_ref()?.conn.clone()))
+            })
+            .collect();
+        let strangers = std::mem::take(&mut self.strangers);
+        let mut wanted = vec![(self.listener.as_fd(), Events::IN), (self.shared.hub_bell().as_fd(), Events::IN)];
+        wanted.extend(strangers.iter().map(|conn| (conn.as_fd(), Events::IN)));
+        wanted.extend(idle.iter().map(|(_, conn)| (conn.as_fd(), Events::IN)));
+        let ready: Vec<bool> =
+            poll(&wanted, Some(TICK)).unwrap_or_default().iter().map(|events| !events.is_empty()).collect();
+        drop(wanted);
+        let ready = |index: usize| ready.get(index).copied().unwrap_or(false);
+        if ready(1) {
+            self.shared.hub_bell().drain();
+        }
+        let greeted = strangers.len();
+        for (index, conn) in strangers.into_iter().enumerate() {
+            if ready(2 + index) {
+                self.greet(conn);
+            } else {
+                self.strangers.push(conn);
+            }
+        }
+        for (index, (id, conn)) in idle.into_iter().enumerate() {
+            if ready(2 + greeted + index) {
+                self.hear(id, &conn);
+            }
+        }
+        if ready(0) {
+            while let Ok(Some(conn)) = self.listener.accept_nonblocking() {
+                self.strangers.push(conn);
+            }
+        }
+    }
+
+    /// Something from an agent whose address space has no server yet: its start, or its end.
+    fn hear(&self, id: u64, conn: &Conn) {
+        let Some(tenant) = self.shared.tenants.lock().get(&id).cloned() else { return };
+        let mut idle = tenant.idle.lock();
+        if idle.is_none() {
+            return; // its server hears it
+        }
+        // The gate may have taken what was there.
+        let there = poll(&[(conn.as_fd(), Events::IN)], Some(Duration::ZERO)).unwrap_or_default();
+        if there.first().is_none_or(|events| events.is_empty()) {
+            return;
+        }
+        let mut buffer = wire::buffer();
+        if !matches!(conn.recv(&mut buffer), Ok((length, _)) if length > 0) {
+            // Nothing of it was ever registered, so nothing of it is missing.
+            *idle = None;
+            drop(idle);
+            self.shared.tenants.lock().remove(&id);
+        }
+    }
+
+    fn greet(&self, conn: Conn) {
+        let mut buffer = wire::buffer();
+        let Ok((length, fds)) = conn.recv(&mut buffer) else { return };
+        let Ok(hello) = wire::Hello::decode(&buffer[..length]) else { return };
+        let Ok(peer) = conn.peer_cred() else { return };
+        match hello {
+            wire::Hello::Greeting(greeting) if greeting.secret == self.secret => {
+                if let Err(why) = self.admit(conn, greeting, fds, peer.pid) {
+                    self.unpaged(peer.pid, why);
+                }
+            }
+            wire::Hello::Refusal(refusal) if refusal.secret == self.secret => {
+                let error = std::io::Error::from_raw_os_error(refusal.errno);
+                self.unpaged(peer.pid, format!("its agent could not start ({:?}): {error}", refusal.reason));
+            }
+            _ => {}
+        }
+    }
+
+    fn admit(
+        &self,
+        conn: Conn,
+        greeting: wire::Greeting,
+        fds: Vec<OwnedFd>,
+        pid: u32,
+    ) -> Result<(), String> {
+        if fds.len() != greeting.descriptors() {
+            return Err("its agent sent the wrong number of descriptors".into());
+        }
+        let text = |error: std::io::Error| error.to_string();
+        let mut fds = fds.into_iter();
+        let uffd = if greeting.token == 0 { fds.next().map(Uffd::from) } else { None };
+        let ring = fds.next().ok_or("its agent sent no ring")?;
+        let ring = SharedPages::map(ring, greeting.ring_pages as usize).map_err(text)?;
+        let agent = Agent { conn: Arc::new(conn), ring, area: greeting.area, staging: greeting.staging };
+        let Some(uffd) = uffd else {
+            let tenants = self.shared.tenants.lock();
+            let child = tenants.values().find(|tenant| tenant.token == greeting.token);
+            let child = child.ok_or("it says it was forked by a process that is not known")?;
+            child.pid.store(pid, Relaxed);
+            child.tell(Note::Agent(agent));
+            return Ok(());
+        };
+        let staging = agent.staging..agent.staging + wire::BATCH_PAGES as u64 * PAGE;
+        let allowed = uffd
+            .api(FEATURES)
+            .map_err(text)
+            .and_then(|_| uffd.register(staging, RegisterMode::WP).map_err(|errno| format!("errno {errno}")));
+        let welcome = wire::Welcome { accepted: allowed.is_ok(), reason: 0 };
+        let mut buffer = wire::buffer();
+        agent.conn.send(welcome.encode(&mut buffer), &[]).map_err(text)?;
+        allowed?;
+        let equipment = Equipment { uffd, agent: Some(agent), beacon: greeting.beacon };
+        let tenant = Tenant::new(self.shared.new_id(), 0, pid, Some(equipment)).map_err(text)?;
+        self.shared.meters.address_spaces.fetch_add(1, Relaxed);
+        self.shared.tenants.lock().insert(tenant.id, Arc::new(tenant));
+        Ok(())
+    }
+
+    fn unpaged(&self, pid: u32, reason: String) {
+        let name = process::status(pid).map(|status| status.name).unwrap_or_default();
+        self.shared.unpaged.lock().push(Unpaged { pid, name, reason });
+    }
+}
+
+/// Ends everything below the pager; returns when nothing is left.
+fn end_tree() {
+    let me = std::process::id();
+    for _ in 0..1000 {
+        let left: Vec<u32> = process::descendants_of(me)
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|&pid| process::status(pid).is_ok_and(|status| status.state != 'Z'))
+            .collect();
+        if left.is_empty() {
+            return;
+        }
+        for pid in left {
+            let _ = process::kill(pid, libc::SIGKILL);
+        }
+        while let Ok(Some(_)) = process::reap() {}
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,27 @@
+//! The protocol on the real kernel: threads, descriptors, processes.
+//!
+//! | thread | does | owns |
+//! | --- | --- | --- |
+//! | hub (main) | welcomes agents, reaps, ends | address spaces without a server |
+//! | `serve-PID`, one per address space with something registered | faults, events, eviction | its page table and protocol state |
+//! | gate | receives mremaps | – |
+//! | governor | measures, asks for pages, holds first touches | the figures |
+//! | compress, spill | swap cache → pool → file | – |
+//!
+//! Nobody holds a lock while waiting for a target.
+
+mod gate;
+mod governor;
+mod hub;
+mod limit;
+mod meter;
+mod pins;
+mod port;
+mod server;
+mod shared;
+mod summary;
+mod tenant;
+mod worker;
+
+pub use hub::{Session, serve};
+pub use limit::{AutoLimit, auto_limit};

@@ -1,0 +1,369 @@
+//! The protocol's commands on the real kernel: one address space's descriptor, its agent, its mappings.
+//!
+//! Owned by the server thread. Nothing here decides; the protocol does.
+
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use vswap_core::{PAGE_SIZE, Page, SlotId, Source};
+use vswap_sys::maps::{Kind, Maps};
+use vswap_sys::pagemap::Pagemap;
+use vswap_sys::poll::{Events, poll};
+use vswap_sys::uffd::{Message, Partial, RegisterMode, Uffd};
+use vswap_wire as wire;
+
+use super::pins::Pins;
+use super::shared::Shared;
+use super::tenant::{Agent, Tenant};
+use crate::proto::{Answer, BATCH_PAGES, Command, MAX_WINDOW, Mapping, Stop};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// Mappings smaller than this are left alone: the loader's, the C library's, guard-paged stacks of signal handlers.
+const SMALL: u64 = 32 * PAGE;
+/// An agent that needs longer for a batch waits for us: see [`Port::await_agent`].
+const PATIENCE: Duration = Duration::from_millis(50);
+const GIVE_UP: Duration = Duration::from_secs(10);
+
+/// What backed the first page of the last copy.
+pub type LastSource = Option<Source>;
+
+/// One address space on the real kernel.
+pub struct Port {
+    pub shared: Arc<Shared>,
+    pub tenant: Arc<Tenant>,
+    pub uffd: Uffd,
+    pub agent: Option<Agent>,
+    pub agent_tid: u32,
+    pub beacon: u64,
+    pub last_source: LastSource,
+    /// Messages read while an agent waited for us; only faults, to be handed to the protocol afterwards.
+    pub stashed: Vec<Message>,
+    maps: Option<Maps>,
+    pagemap: Option<Pagemap>,
+    pins: Pins,
+    bytes: Vec<Page>,
+    sources: Vec<Result<Source, vswap_core::LoadFailure>>,
+    zeros: Vec<u8>,
+    evictable: bool,
+}
+
+impl Port {
+    pub fn new(shared: Arc<Shared>, tenant: Arc<Tenant>, uffd: Uffd, beacon: u64) -> Self {
+        Self {
+            shared,
+            tenant,
+            uffd,
+            agent: None,
+            agent_tid: 0,
+            beacon,
+            last_source: None,
+            stashed: Vec::new(),
+            maps: None,
+            pagemap: None,
+            pins: Pins::default(),
+            bytes: vec![[0; PAGE_SIZE]; MAX_WINDOW as usize],
+            sources: Vec::new(),
+            zeros: vec![0; PAGE_SIZE * MAX_WINDOW as usize],
+            evictable: true,
+        }
+    }
+
+    /// Gives the address space its agent: from now on pages can leave.
+    pub fn set_agent(&mut self, agent: Agent) {
+        let pid = self.tenant.pid.load(Relaxed);
+        match (Maps::open(pid), Pagemap::open(pid)) {
+            (Ok(maps), Ok(pagemap)) => {
+                self.maps = Some(maps);
+                self.pagemap = Some(pagemap);
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                self.shared.warn(format!("process {pid} cannot be evicted from: {error}"));
+            }
+        }
+        self.agent = Some(agent);
+    }
+
+    /// Whether asking for evictions makes sense.
+    pub fn can_evict(&self) -> bool {
+        self.evictable && self.agent.is_some() && self.maps.is_some()
+    }
+
+    pub fn execute(&mut self, command: Command) -> Answer {
+        match command {
+            Command::Probe => self.probe(),
+            Command::ProbePage(addr) => match self.uffd.write_protect(addr..addr + PAGE, false, true) {
+                Ok(()) => Answer::Done,
+                Err(libc::EAGAIN) => Answer::Changing,
+                Err(libc::ESRCH) => Answer::Gone,
+                Err(_) => Answer::Refused,
+            },
+            Command::Copy { addr, slots, .. } => self.copy(addr, &slots),
+            Command::Zero { addr, pages, fault } => self.zero(addr, pages, fault.write),
+            Command::Mapping(at) => self.mapping(at),
+            Command::Register(range) => {
+                match self.uffd.register(range, RegisterMode::MISSING | RegisterMode::WP) {
+                    Ok(()) => Answer::Done,
+                    Err(libc::ESRCH) => Answer::Gone,
+                    Err(_) => Answer::Refused,
+                }
+            }
+            Command::Scan(range, most) => self.scan(range, most),
+            Command::Move(runs) => self.take_out(&runs),
+            Command::Mremap(_, call) => {
+                let args = [call.old, call.old_len, call.new_len, call.flags, call.new];
+                match self.send(&wire::Command::Mremap { args }) {
+                    true => Answer::Done,
+                    false => Answer::Gone,
+                }
+            }
+        }
+    }
+
+    /// A guarded command that changes nothing. The kernel looks at the count of changes first, so any other error
+    /// proves a quiet moment as well.
+    fn probe(&self) -> Answer {
+        match self.uffd.write_protect(self.beacon..self.beacon + PAGE, false, true) {
+            Err(libc::EAGAIN) => Answer::Changing,
+            Err(libc::ESRCH) => Answer::Gone,
+            _ => Answer::Done,
+        }
+    }
+
+    fn copy(&mut self, addr: u64, slots: &[SlotId]) -> Answer {
+        let count = slots.len().min(self.bytes.len());
+        self.sources.clear();
+        self.shared.space.load_many(&slots[..count], &mut self.bytes[..count], &mut self.sources);
+        let mut good = count;
+        for (index, source) in self.sources.iter().enumerate() {
+            if let Err(failure) = source {
+                good = index;
+                if index == 0 {
+                    // The reader must not go on: its fault is never answered.
+                    self.shared.fail(format!(
+                        "process {}: the page at {addr:#x} cannot be brought back: {failure}",
+                        self.tenant.pid.load(Relaxed)
+                    ));
+                    return Answer::Gone;
+                }
+                break;
+            }
+        }
+        self.last_source = self.sources.first().and_then(|source| source.as_ref().ok().copied());
+        let answer = installed(self.uffd.copy(addr, self.bytes[..good].as_flattened(), false), good);
+        if let Answer::Installed(done, _) = answer {
+            self.count_installed(done);
+        }
+        answer
+    }
+
+    fn zero(&mut self, addr: u64, pages: u64, write: bool) -> Answer {
+        self.last_source = None;
+        let count = (pages as usize).min(MAX_WINDOW as usize);
+        let result = if write {
+            self.uffd.copy(addr, &self.zeros[..count * PAGE_SIZE], false)
+        } else {
+            self.uffd.zeropage(addr..addr + count as u64 * PAGE, false)
+        };
+        let answer = installed(result, count);
+        if let Answer::Installed(done, _) = answer {
+            self.count_installed(done);
+        }
+        answer
+    }
+
+    fn count_installed(&self, pages: u64) {
+        self.shared.room.fetch_sub((pages * PAGE) as i64, Relaxed);
+        self.shared.meters.around.fetch_add(pages.saturating_sub(1), Relaxed);
+    }
+
+    fn mapping(&mut self, at: u64) -> Answer {
+        let Some(maps) = &mut self.maps else { return Answer::Mapping(None) };
+        let Ok(found) = maps.next_at_or_after(at) else { return Answer::Mapping(None) };
+        Answer::Mapping(found.map(|mapping| {
+            let range = mapping.range;
+            let ours = self.agent.as_ref().is_some_and(|a| a.area.start < range.end && range.start < a.area.end);
+            let evictable = mapping.read
+                && mapping.write
+                && !mapping.exec
+                && !mapping.shared
+                && matches!(mapping.kind, Kind::Anon | Kind::Heap)
+                && range.end - range.start >= SMALL
+                && !ours
+                && !range.contains(&self.beacon);
+            Mapping { range, evictable }
+        }))
+    }
+
+    fn scan(&mut self, range: Range<u64>, most: u64) -> Answer {
+        let mut runs = Vec::new();
+        let end = range.end;
+        let next = match self.pagemap.as_ref().map(|pagemap| pagemap.scan(range, most, &mut runs)) {
+            Some(Ok(next)) => next,
+            _ => return Answer::Scanned(Vec::new(), end),
+        };
+        self.pins.refresh(self.tenant.pid.load(Relaxed));
+        let runs = runs.iter().flat_map(|run| self.pins.gaps(run)).collect();
+        Answer::Scanned(runs, next)
+    }
+
+    fn send(&self, command: &wire::Command<'_>) -> bool {
+        let Some(agent) = &self.agent else { return false };
+        agent.conn.send(command.encode(&mut wire::buffer()), &[]).is_ok()
+    }
+
+    /// Moves pages into the agent's staging area and from there into slots.
+    fn take_out(&mut self, runs: &[Range<u64>]) -> Answer {
+        let nothing = Answer::Moved(Vec::new(), false);
+        if self.shared.space.free_frames() < BATCH_PAGES as usize {
+            self.shared.call_worker();
+            let written = self.shared.space.write_out(BATCH_PAGES as usize);
+            if self.shared.space.free_frames() < BATCH_PAGES as usize {
+                self.shared.stuck.store(written.stuck.is_some(), Relaxed);
+                return nothing;
+            }
+        }
+        let list: Vec<_> = runs
+            .iter()
+            .map(|run| wire::Run { address: run.start, pages: ((run.end - run.start) / PAGE) as u32 })
+            .collect();
+        let Ok(batch) = wire::Runs::new(&list) else { return nothing };
+        let pages: u64 = batch.pages() as u64;
+        let mut slots = Vec::with_capacity(pages as usize);
+        if self.shared.space.alloc_n(self.shared.group, pages as usize, &mut slots).is_err() {
+            self.shared.warn("no memory for slots: pages stay resident".into());
+            return nothing;
+        }
+        let (moved, again) = if self.send(&wire::Command::Evict { runs: batch }) {
+            self.await_agent()
+        } else {
+            self.agent = None;
+            ([0; wire::MOVED_WORDS], false)
+        };
+        let answer = self.keep(&list, slots, moved);
+        match answer {
+            Some(pages) => Answer::Moved(pages, again),
+            None => Answer::Gone,
+        }
+    }
+
+    /// Stores what the agent took out and gives back the slots that were not needed.
+    fn keep(
+        &mut self,
+        runs: &[wire::Run],
+        slots: Vec<SlotId>,
+        moved: [u64; wire::MOVED_WORDS],
+    ) -> Option<Vec<(u64, SlotId)>> {
+        let Some(agent) = &self.agent else {
+            self.shared.space.free_n(&slots);
+            return Some(Vec::new());
+        };
+        let addrs = runs.iter().flat_map(|run| (0..u64::from(run.pages)).map(|i| run.address + i * PAGE));
+        let taken: Vec<_> = addrs
+            .zip(0usize..)
+            .filter(|&(_, index)| moved[index / 64] & (1 << (index % 64)) != 0)
+            .collect();
+        let (used, unused) = slots.split_at(taken.len());
+        self.shared.space.free_n(unused);
+        let mut bytes = vec![[0; PAGE_SIZE]; taken.len()];
+        for (page, &(_, index)) in bytes.iter_mut().zip(&taken) {
+            agent.ring.copy_page_out(index, page);
+        }
+        if let Some((_, last)) = taken.last() {
+            self.tenant.ring_pages.fetch_max(*last as u64 + 1, Relaxed);
+        }
+        let pages: Vec<_> = used.iter().copied().zip(bytes.iter()).collect();
+        let cached = self.shared.space.cache_many(&pages);
+        if cached < pages.len() {
+            let mut stored = Vec::new();
+            self.shared.space.store_many(&pages[cached..], &mut stored);
+            if let Some(Err(failure)) = stored.into_iter().find(Result::is_err) {
+                self.shared.fail(format!("an evicted page finds no place: {failure}"));
+                return None;
+            }
+        }
+        let count = taken.len() as u64;
+        self.shared.meters.evictions.fetch_add(count, Relaxed);
+        self.tenant.evictions.fetch_add(count, Relaxed);
+        Some(taken.iter().map(|&(addr, _)| addr).zip(used.iter().copied()).collect())
+    }
+
+    /// Waits for the agent's answer. Nothing is read from the descriptor meanwhile: what moved is then known to have
+    /// moved before every change whose event is still unread. Only an agent that itself waits for a page (it vanished
+    /// between the scan and the agent's attempt to un-share it) makes us read.
+    fn await_agent(&mut self) -> ([u64; wire::MOVED_WORDS], bool) {
+        let nothing = ([0; wire::MOVED_WORDS], false);
+        let began = Instant::now();
+        let mut buffer = wire::buffer();
+        loop {
+            let Some(agent) = &self.agent else { return nothing };
+            match poll(&[(agent.conn.as_fd(), Events::IN)], Some(PATIENCE)) {
+                Ok(ready) if ready.first().is_some_and(|events| !events.is_empty()) => {}
+                _ => {
+                    if began.elapsed() > GIVE_UP && !self.alive() {
+                        self.agent = None;
+                        return nothing;
+                    }
+                    self.answer_agent();
+                    continue;
+                }
+            }
+            let received = agent.conn.recv(&mut buffer);
+            match received.map(|(length, _)| wire::Answer::decode(&buffer[..length])) {
+                Ok(Ok(wire::Answer::Started { tid })) => self.agent_tid = tid,
+                Ok(Ok(wire::Answer::Evicted { moved, again, emptied, .. })) => {
+                    self.evictable &= emptied;
+                    return (moved, again);
+                }
+                Ok(_) => {
+                    // The end of the agent, and with it of the address space; or nonsense, which ends it as well.
+                    self.agent = None;
+                    return nothing;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => {
+                    self.agent = None;
+                    return nothing;
+                }
+            }
+        }
+    }
+
+    fn alive(&self) -> bool {
+        self.probe() != Answer::Gone
+    }
+
+    /// Serves the agent's own fault, if that is what it waits for.
+    fn answer_agent(&mut self) {
+        match self.uffd.read_message() {
+            Ok(Some(Message::Fault { addr, tid, .. })) if tid == self.agent_tid => {
+                let _ = self.uffd.zeropage(addr & !(PAGE - 1)..(addr & !(PAGE - 1)) + PAGE, false);
+            }
+            Ok(Some(fault @ Message::Fault { .. })) => self.stashed.push(fault),
+            Ok(Some(event)) => {
+                self.shared.meters.fail_stops.fetch_add(1, Relaxed);
+                self.shared.fail(format!("an agent stood still while {event:?} was under way"));
+                self.agent = None;
+            }
+            _ => {}
+        }
+    }
+}
+
+fn installed(result: Result<usize, Partial>, count: usize) -> Answer {
+    match result {
+        Ok(_) => Answer::Installed(count as u64, Stop::Complete),
+        Err(Partial { done, errno }) => {
+            let stop = match errno {
+                libc::EAGAIN if done > 0 => Stop::Short,
+                libc::EAGAIN => Stop::Changing,
+                libc::EEXIST => Stop::Exists,
+                libc::ESRCH => return Answer::Gone,
+                _ => Stop::Missing,
+            };
+            Answer::Installed((done / PAGE_SIZE) as u64, stop)
+        }
+    }
+}

@@ -1,0 +1,496 @@
+//! The thread that serves one address space: reads faults and events, asks the protocol, executes.
+//!
+//! It owns the page table. A thread starts when something of the address space is registered for the first time, and
+//! ends with the address space; processes that stay small never get one.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use vswap_core::{PAGE_SIZE, Source};
+use vswap_sys::poll::{Events, poll};
+use vswap_sys::process;
+use vswap_sys::seccomp::{Gate, Notification, Reply};
+use vswap_sys::uffd::{Message, RegisterMode, Uffd};
+use vswap_wire as wire;
+
+use super::port::Port;
+use super::shared::Shared;
+use super::tenant::{Agent, Equipment, Note, Tenant};
+use crate::proto::{AddressSpace, BATCH_PAGES, ChildKey, Counters, Effect, Fault, Input, Mremap, Ticket};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// Messages read in one turn, one per read(2): a busy munmap loop never lets a read-until-empty end.
+const MESSAGES: usize = 64;
+/// How often an address space without an agent is asked whether it still exists.
+const LIVENESS: Duration = Duration::from_millis(100);
+/// How often the CPU of a faulting thread is looked up, in faults.
+const PLACE_EVERY: u32 = 64;
+/// Turns without a page that left before asking is pointless for now.
+const BARREN_TURNS: u32 = 3;
+
+/// Serves one address space until it is gone.
+pub struct Server {
+    shared: Arc<Shared>,
+    tenant: Arc<Tenant>,
+    gate: Option<Arc<Gate>>,
+    space: AddressSpace,
+    port: Port,
+    children: HashMap<ChildKey, Uffd>,
+    living: HashMap<ChildKey, Arc<Tenant>>,
+    gated: HashMap<Ticket, Notification>,
+    beacon_waits: bool,
+    throttled: bool,
+    faults: u32,
+    counted: Counters,
+    quiet_tries: u32,
+    barren: u32,
+}
+
+impl Server {
+    /// Takes over an address space: registers its beacon, so that from now on forks are reported.
+    pub fn adopt(
+        shared: Arc<Shared>,
+        tenant: Arc<Tenant>,
+        gate: Option<Arc<Gate>>,
+        equipment: Equipment,
+    ) -> Self {
+        let Equipment { uffd, agent, beacon } = equipment;
+        if let Err(errno) = uffd.register(beacon..beacon + PAGE, RegisterMode::MISSING | RegisterMode::WP)
+            && errno != libc::ESRCH
+        {
+            let error = std::io::Error::from_raw_os_error(errno);
+            shared.warn(format!("process {}: forks cannot be followed: {error}", tenant.pid.load(Relaxed)));
+        }
+        let space = AddressSpace::new(shared.gated);
+        let mut server = Self::new(shared, tenant, gate, space, uffd, beacon);
+        if let Some(agent) = agent {
+            server.port.set_agent(agent);
+        }
+        server
+    }
+
+    fn new(
+        shared: Arc<Shared>,
+        tenant: Arc<Tenant>,
+        gate: Option<Arc<Gate>>,
+        space: AddressSpace,
+        uffd: Uffd,
+        beacon: u64,
+    ) -> Self {
+        Self {
+            port: Port::new(shared.clone(), tenant.clone(), uffd, beacon),
+            shared,
+            tenant,
+            gate,
+            space,
+            children: HashMap::new(),
+            living: HashMap::new(),
+            gated: HashMap::new(),
+            beacon_waits: false,
+            throttled: false,
+            faults: 0,
+            counted: Counters::default(),
+            quiet_tries: 0,
+            barren: 0,
+        }
+    }
+
+    /// Starts the thread.
+    pub fn start(self) -> std::io::Result<()> {
+        let pid = self.tenant.pid.load(Relaxed);
+        std::thread::Builder::new().name(format!("serve-{pid}")).stack_size(256 << 10).spawn(|| self.run())?;
+        Ok(())
+    }
+
+    fn run(mut self) {
+        while !self.space.is_gone() && self.shared.failure().is_none() {
+            self.notes();
+            let evicted = self.ask();
+            self.read();
+            self.advance();
+            self.account(evicted);
+            self.publish();
+            if !self.space.is_gone() {
+                self.rest();
+            }
+        }
+        if self.shared.failure().is_some() {
+            // The tree is being ended; until it is, the descriptor must not be closed.
+            loop {
+                std::thread::park();
+            }
+        }
+        self.end();
+    }
+
+    /// Messages from other threads.
+    fn notes(&mut self) {
+        while let Some(note) = self.tenant.note() {
+            match note {
+                Note::ParentClosed => self.space.input(Input::ParentClosed),
+                Note::Agent(agent) => self.welcome(agent),
+                Note::Mremap(call) => self.mremap(call),
+            }
+            self.advance();
+        }
+        let throttled = self.shared.may_hold.load(Relaxed) && self.shared.room.load(Relaxed) <= 0;
+        if throttled != self.throttled {
+            self.throttled = throttled;
+            self.space.input(Input::Throttle(throttled));
+            self.advance();
+        }
+    }
+
+    /// A bounded number of faults and events.
+    fn read(&mut self) {
+        for _ in 0..MESSAGES {
+            let message = match self.port.stashed.pop() {
+                Some(message) => Ok(Some(message)),
+                None => self.port.uffd.read_message(),
+            };
+            match message {
+                Ok(Some(message)) => self.message(message),
+                Ok(None) | Err(libc::EINTR) => {
+                    self.space.input(Input::Drained);
+                    self.advance();
+                    return;
+                }
+                Err(_) => {
+                    self.gone();
+                    return;
+                }
+            }
+            self.advance();
+        }
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Fault { addr, .. } if addr & !(PAGE - 1) == self.port.beacon => {
+                if let Message::Fault { tid, .. } = message
+                    && self.tenant.pid.load(Relaxed) == 0
+                {
+                    self.tenant.pid.store(tid, Relaxed);
+                }
+                self.beacon_waits = true;
+                self.answer_beacon();
+            }
+            Message::Fault { addr, write, tid, .. } => {
+                self.place(tid);
+                let stamp = self.shared.now_ns();
+                self.space.input(Input::Fault(Fault { addr, write, tid, stamp }));
+            }
+            Message::Fork { child } => {
+                let key = ChildKey(self.shared.new_id());
+                self.children.insert(key, child);
+                self.tenant.shares.store(true, Relaxed);
+                self.shared.meters.forks.fetch_add(1, Relaxed);
+                self.space.input(Input::Fork(key));
+            }
+            Message::Remap { from, to, len } => {
+                if !self.shared.gated {
+                    self.space.set_sole_thread(self.sole_thread());
+                }
+                self.space.input(Input::Remap { from, to, len });
+            }
+            Message::Remove { range } => self.space.input(Input::Remove(range)),
+            Message::Unmap { range } => self.space.input(Input::Unmap(range)),
+        }
+    }
+
+    /// Whether the program has one thread beside the agent.
+    fn sole_thread(&self) -> bool {
+        let mut threads = Vec::new();
+        process::threads(self.tenant.pid.load(Relaxed), &mut threads).is_ok() && threads.len() <= 2
+    }
+
+    /// Runs on the CPU of the thread that faults: a wake-up across CPUs costs more than the whole fault.
+    fn place(&mut self, tid: u32) {
+        if self.faults.is_multiple_of(PLACE_EVERY)
+            && let Ok(cpu) = process::cpu_of_thread(tid)
+        {
+            let _ = process::set_affinity_self(cpu);
+        }
+        self.faults = self.faults.wrapping_add(1);
+    }
+
+    /// A forked child asks who it is.
+    fn answer_beacon(&mut self) {
+        let mut page = [0u8; PAGE_SIZE];
+        page[..8].copy_from_slice(&self.tenant.token.to_ne_bytes());
+        let beacon = self.port.beacon;
+        match self.port.uffd.copy(beacon, &page, false) {
+            Err(partial) if partial.errno == libc::EAGAIN => return,
+            Err(_) => {
+                let _ = self.port.uffd.wake(beacon..beacon + PAGE);
+            }
+            Ok(_) => {}
+        }
+        self.beacon_waits = false;
+    }
+
+    /// The agent of a forked child has come: it gets the descriptor that FORK brought.
+    fn welcome(&mut self, agent: Agent) {
+        let staging = agent.staging..agent.staging + wire::BATCH_PAGES as u64 * PAGE;
+        let accepted = match self.port.uffd.register(staging, RegisterMode::WP) {
+            Ok(()) => true,
+            Err(errno) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                self.shared.warn(format!("a forked child is not evicted from: {error}"));
+                false
+            }
+        };
+        let welcome = wire::Welcome { accepted, reason: 0 };
+        let mut buffer = wire::buffer();
+        let bytes = welcome.encode(&mut buffer);
+        let sent = if accepted {
+            agent.conn.send(bytes, &[self.port.uffd.as_fd()])
+        } else {
+            agent.conn.send(bytes, &[])
+        };
+        if accepted && sent.is_ok() {
+            self.port.set_agent(agent);
+        }
+    }
+
+    fn mremap(&mut self, call: Notification) {
+        if self.port.agent.is_none() {
+            // Nobody in there can execute it for the caller, and nothing will be evicted from there.
+            self.reply(call, Reply::Continue);
+            return;
+        }
+        let ticket = Ticket(call.id);
+        let [old, old_len, new_len, flags, new, _] = call.args;
+        self.gated.insert(ticket, call);
+        self.shared.meters.mremaps.fetch_add(1, Relaxed);
+        self.space.input(Input::MremapAsked(ticket, Mremap { old, old_len, new_len, flags, new }));
+    }
+
+    fn reply(&self, call: Notification, reply: Reply) {
+        if let Some(gate) = &self.gate {
+            // The caller may have been killed meanwhile.
+            let _ = gate.respond(call.id, reply);
+        }
+    }
+
+    /// Lets the protocol go on until it has nothing more to do.
+    fn advance(&mut self) {
+        loop {
+            self.effects();
+            let Some(command) = self.space.next_command() else { break };
+            let answer = self.port.execute(command);
+            self.space.answer(answer);
+        }
+        if self.beacon_waits {
+            self.answer_beacon();
+        }
+    }
+
+    fn effects(&mut self) {
+        while let Some(effect) = self.space.effect() {
+            match effect {
+                Effect::Free(slots) => self.shared.space.free_n(&slots),
+                Effect::Dup(slots) => self.shared.space.dup_n(&slots),
+                Effect::Forked(key, child) => self.forked(key, *child),
+                Effect::Closed(keys) => {
+                    for key in keys {
+                        if let Some(child) = self.living.remove(&key) {
+                            child.tell(Note::ParentClosed);
+                        }
+                    }
+                }
+                Effect::Served(fault) => self.served(fault),
+                Effect::Wake(addr) => {
+                    let _ = self.port.uffd.wake(addr..addr + PAGE);
+                }
+                Effect::FailStop(why) => {
+                    self.shared.meters.fail_stops.fetch_add(1, Relaxed);
+                    self.shared.fail(format!("process {}: {why}", self.tenant.pid.load(Relaxed)));
+                }
+            }
+        }
+    }
+
+    fn served(&mut self, fault: Fault) {
+        let time = Duration::from_nanos(self.shared.now_ns().saturating_sub(fault.stamp));
+        let meters = &self.shared.meters;
+        let histogram = match self.port.last_source.take() {
+            Some(Source::Cached) => &meters.soft,
+            Some(Source::Pool) => &meters.pool,
+            Some(Source::Tier(_)) => &meters.file,
+            Some(Source::Zero | Source::Filled) | None => &meters.zero,
+        };
+        histogram.add(time);
+        meters.stalled_ns.fetch_add(time.as_nanos() as u64, Relaxed);
+    }
+
+    /// A child was forked: another thread serves it from now on.
+    fn forked(&mut self, key: ChildKey, space: AddressSpace) {
+        let Some(uffd) = self.children.remove(&key) else { return };
+        let started = Tenant::new(key.0, self.shared.new_token(), 0, None).and_then(|tenant| {
+            let tenant = Arc::new(tenant);
+            tenant.active.store(true, Relaxed);
+            self.shared.tenants.lock().insert(tenant.id, tenant.clone());
+            self.shared.meters.address_spaces.fetch_add(1, Relaxed);
+            let server = Self::new(
+                self.shared.clone(),
+                tenant.clone(),
+                self.gate.clone(),
+                space,
+                uffd,
+                self.port.beacon,
+            );
+            self.living.insert(key, tenant);
+            server.start()
+        });
+        if let Err(error) = started {
+            // Its descriptor must not be closed while it lives.
+            self.shared.abort(&format!("a forked child cannot be served: {error}"));
+        }
+    }
+
+    /// Asks the protocol for one batch, if pages should leave: it takes the first moment without a window, which may
+    /// be a short one between two messages. Says how many pages have left so far.
+    fn ask(&mut self) -> u64 {
+        if self.port.can_evict() {
+            if self.tenant.register.swap(false, Relaxed) {
+                self.space.input(Input::RegisterAll(true));
+            }
+            self.space.input(Input::Evict(self.tenant.wanted.load(Relaxed).min(BATCH_PAGES)));
+        }
+        self.tenant.evictions.load(Relaxed)
+    }
+
+    /// Takes what has left off the wish; a sweep that found nothing a few times in a row ends the wish.
+    fn account(&mut self, before: u64) {
+        let wanted = self.tenant.wanted.load(Relaxed);
+        if wanted == 0 || self.space.window_open() {
+            return;
+        }
+        let left = self.tenant.evictions.load(Relaxed) - before;
+        self.barren = if left == 0 { self.barren + 1 } else { 0 };
+        let rest = if self.barren > BARREN_TURNS { 0 } else { wanted.saturating_sub(left) };
+        self.tenant.wanted.fetch_min(rest, Relaxed);
+    }
+
+    fn publish(&mut self) {
+        let evicted = self.space.evicted();
+        let before = self.tenant.evicted.swap(evicted, Relaxed);
+        let total = &self.shared.meters.evicted_now;
+        total.fetch_add(evicted.wrapping_sub(before), Relaxed);
+        self.tenant.footprint.store(self.space.footprint() as u64, Relaxed);
+        let counters = self.space.counters();
+        self.shared.meters.windows.fetch_add(counters.windows - self.counted.windows, Relaxed);
+        self.counted = counters;
+    }
+
+    /// Waits for something to do.
+    fn rest(&mut self) {
+        let timeout = if self.space.wants_quiet() || self.beacon_waits {
+            // The thread that holds the count has to run: give way, then sleep a little, never spin.
+            self.quiet_tries += 1;
+            if self.quiet_tries <= 4 {
+                std::thread::yield_now();
+                Some(Duration::ZERO)
+            } else {
+                Some(Duration::from_micros(100))
+            }
+        } else {
+            self.quiet_tries = 0;
+            if self.tenant.wanted.load(Relaxed) > 0 && self.port.can_evict() {
+                Some(Duration::ZERO)
+            } else if self.space.held_faults() > 0 {
+                Some(Duration::from_millis(2))
+            } else if self.port.agent.is_none() {
+                Some(LIVENESS)
+            } else {
+                None
+            }
+        };
+        let conn = self.port.agent.as_ref().map(|agent| agent.conn.clone());
+        let mut wanted = vec![
+            (self.port.uffd.as_fd(), Events::IN),
+            (self.tenant.bell().as_fd(), Events::IN),
+        ];
+        if let Some(conn) = &conn {
+            wanted.push((conn.as_fd(), Events::IN));
+        }
+        self.tenant.holding.store(self.space.held_faults() > 0, Relaxed);
+        let idle_since = Instant::now();
+        let ready = poll(&wanted, timeout).unwrap_or_default();
+        if self.space.held_faults() > 0 {
+            let held = self.space.held_faults() as u64;
+            let waited = idle_since.elapsed().as_nanos() as u64;
+            self.shared.meters.throttled_ns.fetch_add(waited * held, Relaxed);
+        }
+        if ready.get(1).is_some_and(|events| !events.is_empty()) {
+            self.tenant.bell().drain();
+        }
+        if ready.get(2).is_some_and(|events| !events.is_empty()) {
+            self.hear();
+        }
+        if self.port.agent.is_none() && timeout == Some(LIVENESS) && ready.iter().all(|events| events.is_empty()) {
+            self.check_alive();
+        }
+    }
+
+    /// Something from the agent outside a batch: its start, the result of an mremap, or its end.
+    fn hear(&mut self) {
+        let Some(agent) = &self.port.agent else { return };
+        let mut buffer = wire::buffer();
+        let answer = match agent.conn.recv(&mut buffer) {
+            Ok((length, _)) if length > 0 => wire::Answer::decode(&buffer[..length]).ok(),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+            _ => None,
+        };
+        match answer {
+            Some(wire::Answer::Started { tid }) => self.port.agent_tid = tid,
+            Some(wire::Answer::Mremap { result }) => {
+                let calls: Vec<_> = self.gated.keys().copied().collect();
+                let granted = self.space.granted();
+                if let Some(ticket) = calls.into_iter().find(|&ticket| granted == Some(ticket))
+                    && let Some(call) = self.gated.remove(&ticket)
+                {
+                    self.reply(call, Reply::Value(result));
+                    self.space.input(Input::MremapReturned(ticket, result));
+                    self.advance();
+                }
+            }
+            Some(wire::Answer::Evicted { .. }) | None => {
+                self.port.agent = None;
+                self.check_alive();
+            }
+        }
+    }
+
+    /// Without its agent an address space is over, or lives on unevicted.
+    fn check_alive(&mut self) {
+        let anchor = self.port.beacon..self.port.beacon + PAGE;
+        if self.port.uffd.write_protect(anchor, false, true) == Err(libc::ESRCH) {
+            self.gone();
+        } else {
+            for (_, call) in self.gated.drain().collect::<Vec<_>>() {
+                self.reply(call, Reply::Continue);
+            }
+        }
+    }
+
+    fn gone(&mut self) {
+        let slots = self.space.dissolve();
+        self.shared.space.free_n(&slots);
+        self.effects();
+    }
+
+    fn end(&mut self) {
+        self.gone();
+        self.publish();
+        for (_, call) in self.gated.drain().collect::<Vec<_>>() {
+            self.reply(call, Reply::Continue);
+        }
+        self.shared.tenants.lock().remove(&self.tenant.id);
+        self.shared.ring_hub();
+    }
+}

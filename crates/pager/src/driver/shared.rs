@@ -1,0 +1,143 @@
+//! What all threads of the pager share.
+//!
+//! Lock order: `tenants` before a tenant's `idle`; no lock is held across a wait for a target. Server threads own
+//! their page tables and take neither.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use vswap_core::{GroupId, VirtualSwap};
+use vswap_sys::poll::EventFd;
+
+use super::meter::Meters;
+use super::tenant::Tenant;
+use crate::Unpaged;
+
+/// The pager, as its threads see it.
+pub struct Shared {
+    /// The virtual swap space.
+    pub space: Arc<VirtualSwap>,
+    /// Who is charged.
+    pub group: GroupId,
+    /// Counters.
+    pub meters: Meters,
+    /// All address spaces by number.
+    pub tenants: Mutex<HashMap<u64, Arc<Tenant>>>,
+    /// Bytes left below the limit: measured now and then, lowered by what is installed meanwhile.
+    pub room: AtomicI64,
+    /// The evictor makes progress, so it is worth waiting for it.
+    pub may_hold: AtomicBool,
+    /// A tier cannot take more: pages stay.
+    pub stuck: AtomicBool,
+    /// mremaps come through the gate.
+    pub gated: bool,
+    /// When the run began.
+    pub started: Instant,
+    /// Names and reasons of processes that run unpaged, and other things that the user should know.
+    pub unpaged: Mutex<Vec<Unpaged>>,
+    /// Warnings for the summary.
+    pub warnings: Mutex<Vec<String>>,
+    fatal: Mutex<Option<String>>,
+    next_id: AtomicU64,
+    hub_bell: EventFd,
+    work: Mutex<bool>,
+    work_ready: Condvar,
+}
+
+impl Shared {
+    /// A pager for this space.
+    pub fn new(space: Arc<VirtualSwap>, gated: bool) -> std::io::Result<Self> {
+        Ok(Self {
+            space,
+            group: GroupId(0),
+            meters: Meters::default(),
+            tenants: Mutex::default(),
+            room: AtomicI64::new(i64::MAX),
+            may_hold: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
+            gated,
+            started: Instant::now(),
+            unpaged: Mutex::default(),
+            warnings: Mutex::default(),
+            fatal: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            hub_bell: EventFd::new()?,
+            work: Mutex::default(),
+            work_ready: Condvar::new(),
+        })
+    }
+
+    /// A number never used before.
+    pub fn new_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Relaxed)
+    }
+
+    /// The promise cannot be kept: the tree must not run on. The first reason counts.
+    pub fn fail(&self, why: String) {
+        self.fatal.lock().get_or_insert(why);
+        self.hub_bell.notify();
+    }
+
+    /// The promise cannot be kept and nothing can be tidied up: ends the pager, and by the guardian the tree.
+    pub fn abort(&self, why: &str) -> ! {
+        eprintln!("vswap: {why}; ending the program");
+        std::process::abort();
+    }
+
+    /// Why the tree must not run on.
+    pub fn failure(&self) -> Option<String> {
+        self.fatal.lock().clone()
+    }
+
+    /// Wakes the hub.
+    pub fn ring_hub(&self) {
+        self.hub_bell.notify();
+    }
+
+    /// The hub's bell.
+    pub fn hub_bell(&self) -> &EventFd {
+        &self.hub_bell
+    }
+
+    /// Says once that something is not as the user would expect.
+    pub fn warn(&self, warning: String) {
+        let mut warnings = self.warnings.lock();
+        if !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
+    }
+
+    /// There is something to write out.
+    pub fn call_worker(&self) {
+        *self.work.lock() = true;
+        self.work_ready.notify_one();
+    }
+
+    /// Waits for work, at most so long.
+    pub fn await_work(&self, most: Duration) {
+        let mut work = self.work.lock();
+        if !*work {
+            self.work_ready.wait_for(&mut work, most);
+        }
+        *work = false;
+    }
+
+    /// All address spaces, in a list of their own.
+    pub fn all_tenants(&self) -> Vec<Arc<Tenant>> {
+        self.tenants.lock().values().cloned().collect()
+    }
+
+    /// Nanoseconds since the run began.
+    pub fn now_ns(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// A number that a forked child reads from its beacon: not 0, and not to be guessed by a sibling.
+    pub fn new_token(&self) -> u64 {
+        let state = std::collections::hash_map::RandomState::new();
+        std::hash::BuildHasher::hash_one(&state, self.new_id()) | 1
+    }
+}

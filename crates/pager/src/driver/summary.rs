@@ -1,0 +1,69 @@
+//! From counters to the summary.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use vswap_core::{PAGE_SIZE, SpaceUsage};
+
+use super::governor::Peaks;
+use super::shared::Shared;
+use crate::{Backing, Faults, Summary};
+
+/// Notes where pages are, at the moment when most are evicted.
+pub fn at_peak(peaks: &mut Peaks, space: &SpaceUsage, evicted: u64, tables: u64) {
+    peaks.backing = backing(space);
+    let live = space.pool.map_or(0, |pool| pool.live_bytes);
+    peaks.ratio = if live == 0 { 0.0 } else { (peaks.backing.pool * PAGE_SIZE as u64) as f64 / live as f64 };
+    peaks.metadata_per_slot = (space.metadata_bytes + tables) as f64 / evicted.max(1) as f64;
+}
+
+fn backing(space: &SpaceUsage) -> Backing {
+    Backing {
+        cached: space.cached,
+        zero: space.zero,
+        filled: space.filled,
+        pool: space.pooled,
+        file: space.tiered.iter().sum(),
+    }
+}
+
+/// The summary as of now.
+pub fn summary(shared: &Shared, peaks: &Peaks) -> Summary {
+    let space = shared.space.usage();
+    let meters = &shared.meters;
+    Summary {
+        limit: peaks.limit,
+        peak_total: peaks.total,
+        peak_resident: peaks.resident,
+        peak_virtual: peaks.virtual_bytes,
+        peak_pager: peaks.pager,
+        over_limit_bytes: peaks.over_bytes,
+        over_limit_ms: peaks.over_time.as_millis() as u64,
+        peak_evicted_pages: peaks.evicted,
+        backing: backing(&space),
+        backing_at_peak: peaks.backing,
+        compression_ratio: peaks.ratio,
+        metadata_per_slot: peaks.metadata_per_slot,
+        faults: Faults {
+            soft: meters.soft.timed(),
+            pool: meters.pool.timed(),
+            file: meters.file.timed(),
+            zero: meters.zero.timed(),
+            around_pages: meters.around.load(Relaxed),
+        },
+        evictions: meters.evictions.load(Relaxed),
+        spilled: meters.spilled.load(Relaxed),
+        peak_file_bytes: peaks.file_bytes,
+        stalled_ms: meters.stalled_ns.load(Relaxed) / 1_000_000,
+        throttled_ms: meters.throttled_ns.load(Relaxed) / 1_000_000,
+        windows: meters.windows.load(Relaxed),
+        mremaps: meters.mremaps.load(Relaxed),
+        freezes: meters.freezes.load(Relaxed),
+        fail_stops: meters.fail_stops.load(Relaxed),
+        address_spaces: meters.address_spaces.load(Relaxed),
+        forks: meters.forks.load(Relaxed),
+        gate: shared.gated,
+        unpaged: shared.unpaged.lock().clone(),
+        warnings: shared.warnings.lock().clone(),
+        wall_ms: shared.started.elapsed().as_millis() as u64,
+    }
+}

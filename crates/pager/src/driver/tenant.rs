@@ -1,0 +1,135 @@
+//! One address space as the pager's threads share it. Its page table is not here: that belongs to its server thread
+//! alone, and everything else reaches it through the notes and the bell.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+use vswap_sys::poll::EventFd;
+use vswap_sys::seccomp::Notification;
+use vswap_sys::shared::SharedPages;
+use vswap_sys::socket::Conn;
+use vswap_sys::uffd::Uffd;
+
+/// The agent inside an address space.
+pub struct Agent {
+    /// Its socket.
+    pub conn: Arc<Conn>,
+    /// Where it copies what it takes out.
+    pub ring: SharedPages,
+    /// Its own memory, to be left alone.
+    pub area: Range<u64>,
+    /// First address of its staging area.
+    pub staging: u64,
+}
+
+/// What a server thread needs of its address space.
+pub struct Equipment {
+    /// The descriptor that reports faults and events.
+    pub uffd: Uffd,
+    /// The agent; a child has none between FORK and its greeting, and the child of a raw clone never.
+    pub agent: Option<Agent>,
+    /// The page by which a forked child finds out who it is.
+    pub beacon: u64,
+}
+
+/// A message to a server thread.
+pub enum Note {
+    /// A thread of the address space waits at the gate.
+    Mremap(Notification),
+    /// The parent's window has closed.
+    ParentClosed,
+    /// The forked child's agent has greeted.
+    Agent(Agent),
+}
+
+/// An address space.
+pub struct Tenant {
+    /// A number, never used twice.
+    pub id: u64,
+    /// What a forked child reads from its beacon; 0 for a process that greeted afresh.
+    pub token: u64,
+    /// Its process; 0 while a forked child has not been seen yet.
+    pub pid: AtomicU32,
+    /// Pages that should leave.
+    pub wanted: AtomicU64,
+    /// New mappings should be registered, so that first touches can be held.
+    pub register: AtomicBool,
+    /// Evicted pages.
+    pub evicted: AtomicU64,
+    /// Bytes of its page table.
+    pub footprint: AtomicU64,
+    /// Pages of its ring that were ever used.
+    pub ring_pages: AtomicU64,
+    /// Pages evicted in all.
+    pub evictions: AtomicU64,
+    /// It has forked, or was forked: its resident pages may be shared.
+    pub shares: AtomicBool,
+    /// A server thread has taken the equipment below.
+    pub active: AtomicBool,
+    /// First touches wait for memory.
+    pub holding: AtomicBool,
+    /// Until then, it is here.
+    pub idle: Mutex<Option<Equipment>>,
+    notes: Mutex<VecDeque<Note>>,
+    bell: EventFd,
+}
+
+impl Tenant {
+    /// A new address space.
+    pub fn new(id: u64, token: u64, pid: u32, equipment: Option<Equipment>) -> std::io::Result<Self> {
+        Ok(Self {
+            id,
+            token,
+            pid: AtomicU32::new(pid),
+            wanted: AtomicU64::new(0),
+            register: AtomicBool::new(false),
+            evicted: AtomicU64::new(0),
+            footprint: AtomicU64::new(0),
+            ring_pages: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
+            shares: AtomicBool::new(token != 0),
+            active: AtomicBool::new(false),
+            holding: AtomicBool::new(false),
+            idle: Mutex::new(equipment),
+            notes: Mutex::default(),
+            bell: EventFd::new()?,
+        })
+    }
+
+    /// Leaves a message and rings.
+    pub fn tell(&self, note: Note) {
+        self.notes.lock().push_back(note);
+        self.bell.notify();
+    }
+
+    /// Rings.
+    pub fn ring(&self) {
+        self.bell.notify();
+    }
+
+    /// Rings if first touches wait for memory.
+    pub fn ring_if_holding(&self) {
+        if self.holding.load(Relaxed) {
+            self.bell.notify();
+        }
+    }
+
+    /// The next message.
+    pub fn note(&self) -> Option<Note> {
+        self.notes.lock().pop_front()
+    }
+
+    /// What to poll.
+    pub fn bell(&self) -> &EventFd {
+        &self.bell
+    }
+
+    /// Asks for `pages` more pages to leave.
+    pub fn want(&self, pages: u64) {
+        self.wanted.store(pages, Relaxed);
+        self.bell.notify();
+    }
+}
