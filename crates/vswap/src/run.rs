@@ -78,10 +78,10 @@ fn conclude(command: &[OsString], ending: Ending, outcome: &Outcome) {
         let _ = io::stderr().write_all(text.as_bytes());
     }
     if outcome.others > 0 {
-        complain(&format!(
-            "{} more of the tree still running; the pager stays with them",
-            if outcome.others == 1 { "1 process".into() } else { format!("{} processes", outcome.others) }
-        ));
+        complain(&match outcome.others {
+            1 => "1 process of the tree still runs; the pager stays with it".into(),
+            others => format!("{others} processes of the tree still run; the pager stays with them"),
+        });
     }
 }
 

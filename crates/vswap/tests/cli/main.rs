@@ -1,0 +1,12 @@
+//! The program as a user meets it: exit statuses, streams, signals, the terminal, what it leaves behind.
+//!
+//! Each test runs the built program with real commands of the system. They need the permission for userfaultfd that
+//! `vswap doctor` asks for, python3, and root for a few; a machine without fails them, it does not skip them.
+
+mod harness;
+mod signals;
+mod status;
+mod streams;
+mod terminal;
+mod texts;
+mod tree;
