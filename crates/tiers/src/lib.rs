@@ -8,4 +8,4 @@ mod pool;
 mod table;
 
 pub use file::{FileTier, default_dir};
-pub use pool::Pool;
+pub use pool::{Choice, Cleaning, Pool};

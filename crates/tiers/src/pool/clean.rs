@@ -1,6 +1,6 @@
 //! The cleaner: copies live objects out of sparse segments and frees them.
 //!
-//! Which: while more than [`WASTE_MAX`] of the pool is waste, the segment with the best cost-benefit
+//! Which: while more than [`Cleaning::waste_max`] of the pool is waste, the segment with the best cost-benefit
 //! (1 − u) × age / (1 + u), u being its live share (Rosenblum and Ousterhout, 1991). A young sparse segment is left to
 //! get sparser by itself; an old one will not change any more and is worth cleaning earlier.
 //!
@@ -23,10 +23,36 @@ use super::{Pool, SHARDS};
 use std::sync::atomic::Ordering::Relaxed;
 use vswap_core::{CleanReport, Location, Owner, Relocated, SlotId, StoreError};
 
-/// Waste above which there is something to clean, as a share of the segments' memory.
-pub(super) const WASTE_MAX: f64 = 0.15;
-/// A segment with less waste than this is not worth its copying, however old.
-const VICTIM_WASTE_MIN: f64 = WASTE_MAX / 2.0;
+/// When the cleaner works and on what. The default is what the example `churn` found best; other values are for such
+/// measurements.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Cleaning {
+    /// Waste above which there is something to clean, as a share of the segments' memory, 0 to 1. Waste is dead objects
+    /// and the ends of pages and segments.
+    pub waste_max: f64,
+    /// Which segment is cleaned first.
+    pub choice: Choice,
+    /// Whether objects of different ages go to different segments.
+    pub by_age: bool,
+}
+
+/// How the cleaner chooses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Choice {
+    /// The segment with the most waste.
+    Greedy,
+    /// The segment with the best (1 − u) × age / (1 + u).
+    CostBenefit,
+}
+
+impl Default for Cleaning {
+    fn default() -> Self {
+        Self { waste_max: 0.15, choice: Choice::CostBenefit, by_age: true }
+    }
+}
+
+/// A segment with less of the pool's greatest waste than this is not worth its copying, however old.
+const VICTIM_WASTE_MIN: f64 = 0.5;
 /// A victim with at least this waste after its turn gives up the pages without live objects.
 const SHED_WASTE: f64 = 0.5;
 /// Victims found by one scan of the segments.
@@ -71,7 +97,7 @@ impl Pool {
         // One segment more than now, or than stores may fill: by that much the cleaner works within the limit.
         let cap = before.max(self.account.store_cap()).saturating_add(u64::from(SEGMENT));
         let mut run = Run { pool: self, owner, cap, budget, moved: 0, freed: 0, grown: 0 };
-        if self.waste() > WASTE_MAX && cleaner.prepare(self, cap) {
+        if self.waste() > self.cleaning.waste_max && cleaner.prepare(self, cap) {
             cleaner.call = cleaner.call.wrapping_add(1);
             run.close_sparse(&mut cleaner);
             run.go(&mut cleaner);
@@ -126,7 +152,8 @@ impl Run<'_> {
                 return;
             }
             for index in victims.into_iter().flatten() {
-                if self.pool.waste() <= WASTE_MAX || self.budget == 0 || !self.empty(index, cleaner) {
+                let clean = self.pool.waste() <= self.pool.cleaning.waste_max;
+                if clean || self.budget == 0 || !self.empty(index, cleaner) {
                     return;
                 }
             }
@@ -137,7 +164,7 @@ impl Run<'_> {
     fn close_sparse(&self, cleaner: &mut Cleaner) {
         let seal = |index| {
             let mut segment = self.pool.segment(index).expect("open").write();
-            let sparse = segment.live_objects > 0 && waste(&segment) > WASTE_MAX;
+            let sparse = segment.live_objects > 0 && waste(&segment) > self.pool.cleaning.waste_max;
             if sparse {
                 segment.role = Role::Sealed;
             }
@@ -155,18 +182,22 @@ impl Run<'_> {
     /// The segments with the best cost-benefit, best first, but for those that had their turn in this call: what is
     /// left in them was busy.
     fn victims(&self, call: u32) -> [Option<u32>; VICTIMS] {
+        let Cleaning { waste_max, choice, .. } = self.pool.cleaning;
         let now = self.pool.clock.load(Relaxed);
         let mut best = [(0.0f64, None); VICTIMS];
         for index in 0..self.pool.end.load(Relaxed) {
             let Some(entry) = self.pool.segment(index) else { break };
             let segment = entry.read();
             let had_turn = segment.broken || segment.tried == call;
-            if segment.role != Role::Sealed || had_turn || waste(&segment) < VICTIM_WASTE_MIN {
+            if segment.role != Role::Sealed || had_turn || waste(&segment) < waste_max * VICTIM_WASTE_MIN {
                 continue;
             }
             let u = 1.0 - waste(&segment);
             let age = now.saturating_sub(segment.age) as f64 + 1.0;
-            let score = (1.0 - u) * age / (1.0 + u);
+            let score = match choice {
+                Choice::Greedy => 1.0 - u,
+                Choice::CostBenefit => (1.0 - u) * age / (1.0 + u),
+            };
             if score > best[VICTIMS - 1].0 {
                 best[VICTIMS - 1] = (score, Some(index));
                 best.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
@@ -291,8 +322,9 @@ impl Run<'_> {
     /// The output for this age: one whose distance from now is within a factor of two, else a new one.
     fn output(&self, outputs: &mut [Option<Output>; OUTPUTS], age: u64) -> Result<usize, StoreError> {
         let now = self.pool.clock.load(Relaxed);
+        let by_age = self.pool.cleaning.by_age;
         let near = |o: &Option<Output>| {
-            o.is_some_and(|o| similar(now.saturating_sub(o.age), now.saturating_sub(age)))
+            o.is_some_and(|o| !by_age || similar(now.saturating_sub(o.age), now.saturating_sub(age)))
         };
         if let Some(found) = outputs.iter().position(near) {
             return Ok(found);

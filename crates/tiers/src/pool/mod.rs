@@ -27,6 +27,7 @@ use crate::compress::{Compressor, filled_word};
 use crate::table::Table;
 use age::Cursor;
 use clean::Cleaner;
+pub use clean::{Choice, Cleaning};
 use memmap2::MmapMut;
 use object::{Header, SEGMENTS_MAX, location, place};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
@@ -86,6 +87,7 @@ struct Registry {
 
 /// Compressed memory. See the module's head.
 pub struct Pool {
+    cleaning: Cleaning,
     table: Table<RwLock<Segment>>,
     /// The segment each shard appends to.
     shards: [Mutex<Option<u32>>; SHARDS],
@@ -105,7 +107,13 @@ impl Pool {
     /// Stores are refused within the last megabyte (or eighth, below 8 MiB) of the limit, which is the cleaner's. With
     /// a limit below 8 MiB, or lowered below what is stored, cleaning may exceed it by up to 1 MiB while it runs.
     pub fn new(limit_bytes: u64) -> Self {
+        Self::with_cleaning(limit_bytes, Cleaning::default())
+    }
+
+    /// As [`Pool::new`], cleaned in another way than the default.
+    pub fn with_cleaning(limit_bytes: u64, cleaning: Cleaning) -> Self {
         Self {
+            cleaning,
             table: Table::new(),
             shards: Default::default(),
             registry: Mutex::default(),

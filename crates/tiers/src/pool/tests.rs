@@ -1,12 +1,13 @@
 //! What only the inside of the pool can show: bits that rot, who is in which segment, and that every account equals a
 //! recount of the segments.
 
-use super::clean::WASTE_MAX;
 use super::object::{HEADER, location, place};
 use super::segment::{Role, SEGMENT, Walk};
 use super::*;
 use std::collections::HashMap;
 use vswap_core::{PAGE_SIZE, Relocated};
+
+const WASTE_MAX: f64 = 0.15;
 
 fn slot(n: u64) -> SlotId {
     SlotId::new(n).expect("a slot")
