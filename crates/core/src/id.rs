@@ -12,6 +12,9 @@ impl SlotId {
     /// Width of a slot id in bits.
     pub const BITS: u32 = 40;
 
+    /// The first one.
+    pub(crate) const FIRST: Self = Self(NonZeroU64::MIN);
+
     /// The slot with this number; `None` for 0 and for numbers of more than 40 bits.
     pub const fn new(raw: u64) -> Option<Self> {
         if raw >> Self::BITS != 0 {

@@ -1,11 +1,36 @@
 //! The virtual swap space, free of the operating system.
 #![forbid(unsafe_code)]
 
+mod alloc;
+mod charge;
+mod cluster;
+mod count;
+mod directory;
+mod failure;
+mod filled;
+mod frame;
+mod hold;
 mod id;
+mod load;
+mod owner;
+mod scratch;
+mod space;
+mod store;
+mod sync;
 mod tier;
+mod wait;
+mod word;
+mod write_back;
+mod write_out;
 
+pub use alloc::AllocError;
+pub use failure::{LoadFailure, StoreFailure};
 pub use id::{GroupId, Location, Order, SlotId, TierId};
+pub use space::{Source, SpaceConfig, SpaceUsage, VirtualSwap};
 pub use tier::{CleanReport, LoadError, Owner, Relocated, StoreError, Tier, TierUsage};
+pub use word::{Loss, Place};
+pub use write_back::WriteBack;
+pub use write_out::WriteOut;
 
 /// Bytes in a page.
 pub const PAGE_SIZE: usize = 4096;

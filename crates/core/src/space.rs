@@ -1,0 +1,262 @@
+//! The virtual swap space: what front doors call, but for storing, loading and the background work, which have files of
+//! their own.
+
+use crate::alloc::{AllocError, Allocator, place};
+use crate::charge::{Sums, place_index};
+use crate::count::{Counts, Put};
+use crate::frame::Frames;
+use crate::scratch::Scratch;
+use crate::sync::Mutex;
+use crate::wait::Waits;
+use crate::word::{Backing, Place, SHADOW_BITS, TIERS_MAX, Word};
+use crate::{GroupId, SlotId, Tier, TierId, TierUsage};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Pages written out in one tick of the shadows: 4095 ticks are 1 GiB of refault distance.
+const TICK_PAGES: u64 = 64;
+/// Shadows in use: 1 to this.
+const SHADOWS: u64 = (1 << SHADOW_BITS) - 1;
+
+/// What a space is made of.
+pub struct SpaceConfig {
+    /// Compressed memory, asked first. A location of its may have 40 bits.
+    pub pool: Option<Arc<dyn Tier>>,
+    /// The tiers below it in the order in which they are asked; the index is the [`TierId`]. At most 16, with locations
+    /// of at most 36 bits.
+    pub tiers: Vec<Arc<dyn Tier>>,
+    /// Most frames of the swap cache, in pages.
+    pub max_frames: usize,
+}
+
+/// Where a load found the page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// In a frame of the swap cache.
+    Cached,
+    /// A zero page, made.
+    Zero,
+    /// A page of one repeated value, made.
+    Filled,
+    /// In the pool.
+    Pool,
+    /// In a tier below it.
+    Tier(TierId),
+}
+
+/// What a space holds. Exact when nothing is under way.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct SpaceUsage {
+    /// Slots in use, of all kinds.
+    pub slots: u64,
+    /// Allocated slots that nothing was stored in yet.
+    pub reserved: u64,
+    /// Slots whose page is in a frame. One slot has one frame, so these are the group's frames too.
+    pub cached: u64,
+    /// Slots of zero pages.
+    pub zero: u64,
+    /// Slots of same-filled pages whose value is in the slot word.
+    pub filled: u64,
+    /// Slots in the pool.
+    pub pooled: u64,
+    /// Slots in each tier.
+    pub tiered: Vec<u64>,
+    /// Slots whose only copy is lost.
+    pub lost: u64,
+    /// Objects charged for the pool: `pooled`, and what frames keep as former backing.
+    pub pool_objects: u64,
+    /// Objects charged for each tier, former backings included.
+    pub tier_objects: Vec<u64>,
+    /// Frames in use.
+    pub frames: u64,
+    /// Bytes of the slabs that frames come from.
+    pub frame_bytes: u64,
+    /// Clusters in use.
+    pub clusters: u64,
+    /// Bytes of clusters, directories, lists, accounts, the count's side table and the frames' bookkeeping.
+    pub metadata_bytes: u64,
+    /// What the pool says of itself.
+    pub pool: Option<TierUsage>,
+    /// What each tier says of itself.
+    pub tiers: Vec<TierUsage>,
+}
+
+/// See the crate's documentation.
+pub struct VirtualSwap {
+    pub(crate) allocator: Allocator,
+    pub(crate) counts: Counts,
+    pub(crate) frames: Frames,
+    pub(crate) waits: Waits,
+    pub(crate) pool: Option<Arc<dyn Tier>>,
+    pub(crate) tiers: Vec<Arc<dyn Tier>>,
+    /// Working memory for background work; one set is always here or in use.
+    pub(crate) scratch: Mutex<Vec<Scratch>>,
+    /// Pages ever written out.
+    written_out: AtomicU64,
+}
+
+impl VirtualSwap {
+    /// An empty space.
+    ///
+    /// # Panics
+    ///
+    /// With more than 16 tiers.
+    pub fn new(config: SpaceConfig) -> Self {
+        assert!(config.tiers.len() <= TIERS_MAX, "{} tiers, at most {TIERS_MAX}", config.tiers.len());
+        Self {
+            allocator: Allocator::new(),
+            counts: Counts::default(),
+            frames: Frames::new(config.max_frames),
+            waits: Waits::default(),
+            pool: config.pool,
+            tiers: config.tiers,
+            scratch: Mutex::new(vec![Scratch::new()]),
+            written_out: AtomicU64::new(0),
+        }
+    }
+
+    /// Appends `n` new slots to `out`, one reference each, nothing stored.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for another cluster, or all 2^40 slots are in use; then `out` is as it was.
+    pub fn alloc_n(&self, group: GroupId, n: usize, out: &mut Vec<SlotId>) -> Result<(), AllocError> {
+        let before = out.len();
+        let outcome = self.allocator.alloc(group, n, out);
+        // Charge what was taken, be it all or a part that goes back at once.
+        let mut finder = self.finder();
+        if let Some(first) = out.get(before) {
+            let (cluster, _) = finder.of_reference(*first);
+            cluster.charges().slots(Backing::Reserved, (out.len() - before) as i64);
+        }
+        if outcome.is_err() {
+            self.free_n(&out[before..]);
+            out.truncate(before);
+        }
+        outcome
+    }
+
+    /// Adds a reference to each slot. The caller has one of each, or of the address space that it clones.
+    ///
+    /// # Panics
+    ///
+    /// If a slot has no reference. Aborts if a count beyond 127 needs memory and there is none (24 bytes).
+    pub fn dup_n(&self, slots: &[SlotId]) {
+        let mut finder = self.finder();
+        for slot in slots {
+            let (cluster, index) = finder.of_reference(*slot);
+            self.counts.dup(cluster, index, *slot);
+        }
+    }
+
+    /// Drops a reference of each slot. The last one releases what backs the slot, and the slot.
+    ///
+    /// # Panics
+    ///
+    /// If a slot has no reference.
+    pub fn free_n(&self, slots: &[SlotId]) {
+        let mut finder = self.finder();
+        for slot in slots {
+            let (cluster, index) = finder.of_reference(*slot);
+            if self.counts.put(cluster, index, *slot) == Put::TearDown {
+                self.tear_down_last(cluster, index, *slot);
+            }
+        }
+    }
+
+    /// References to a slot; 0 if it is free. Exact if nobody changes them now.
+    pub fn references(&self, slot: SlotId) -> u64 {
+        self.word(slot).map_or(0, |word| self.counts.references(word, slot))
+    }
+
+    /// Pages written out since this slot's page was, in steps of 64 and modulo 1 GiB; `None` if it never was. At a
+    /// refault this is the distance.
+    pub fn refault_distance(&self, slot: SlotId) -> Option<u64> {
+        let shadow = u64::from(self.word(slot)?.shadow());
+        let now = u64::from(self.tick());
+        (shadow != 0).then(|| (now + SHADOWS - shadow) % SHADOWS * TICK_PAGES)
+    }
+
+    /// The word of a slot, whoever holds references.
+    pub(crate) fn word(&self, slot: SlotId) -> Option<Word> {
+        let (number, index) = place(slot);
+        Some(self.allocator.cluster(number)?.word(index))
+    }
+
+    /// The shadow of a page written out now.
+    fn tick(&self) -> u16 {
+        (1 + self.written_out.load(Relaxed) / TICK_PAGES % SHADOWS) as u16
+    }
+
+    /// The shadow for `pages` that are written out now.
+    pub(crate) fn age(&self, pages: u64) -> u16 {
+        let shadow = self.tick();
+        self.written_out.fetch_add(pages, Relaxed);
+        shadow
+    }
+
+    /// Frames in use.
+    pub fn cached_frames(&self) -> usize {
+        self.frames.used()
+    }
+
+    /// Frames that may still be taken.
+    pub fn free_frames(&self) -> usize {
+        self.frames.limit().saturating_sub(self.frames.used())
+    }
+
+    /// Most frames of the swap cache.
+    pub fn max_frames(&self) -> usize {
+        self.frames.limit()
+    }
+
+    /// Changes the most frames of the swap cache. A lower number than is in use refuses new pages; it writes none out.
+    pub fn set_max_frames(&self, frames: usize) {
+        self.frames.set_limit(frames);
+    }
+
+    /// What the space holds.
+    pub fn usage(&self) -> SpaceUsage {
+        self.usage_of(&self.allocator.sums())
+    }
+
+    /// What a group is charged for: the fields on slots and objects are the group's, the others the whole space's.
+    pub fn group_usage(&self, group: GroupId) -> SpaceUsage {
+        let mut sums = Sums::default();
+        if let Some(charges) = self.allocator.charges(group) {
+            charges.add_to(&mut sums);
+        }
+        self.usage_of(&sums)
+    }
+
+    fn usage_of(&self, sums: &Sums) -> SpaceUsage {
+        let count = |n: i64| n.max(0) as u64;
+        let tiers = 0..self.tiers.len();
+        let tier = |i: usize| Place::Tier(TierId(i as u8));
+        let (clusters, slot_bytes) = self.allocator.footprint();
+        let (frame_bookkeeping, frame_bytes) = self.frames.footprint();
+        let [_, reserved, zero, filled, pooled, _, cached, lost, ..] = sums.kinds.map(count);
+        SpaceUsage {
+            slots: sums.kinds.iter().copied().map(count).sum(),
+            reserved,
+            cached,
+            zero,
+            filled,
+            pooled,
+            tiered: tiers.clone().map(|i| count(sums.in_tier(i))).collect(),
+            lost,
+            pool_objects: count(sums.objects[place_index(Place::Pool)]),
+            tier_objects: tiers.map(|i| count(sums.objects[place_index(tier(i))])).collect(),
+            frames: self.frames.used() as u64,
+            frame_bytes,
+            clusters,
+            metadata_bytes: slot_bytes
+                + frame_bookkeeping
+                + self.counts.bytes()
+                + self.scratch_bytes()
+                + size_of::<Self>() as u64,
+            pool: self.pool.as_ref().map(|p| p.usage()),
+            tiers: self.tiers.iter().map(|t| t.usage()).collect(),
+        }
+    }
+}
