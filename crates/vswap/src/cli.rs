@@ -18,38 +18,48 @@ const STYLES: Styles = Styles::styled()
     .usage(AnsiColor::Green.on_default().bold())
     .literal(AnsiColor::Cyan.on_default().bold());
 
+// Lines below 80 columns: they are not wrapped again on a narrow terminal, nor in the manual.
 const AFTER_HELP: &str = "\
 Examples:
-  vswap run -- python3 job.py             in what memory this machine or container has left
-  vswap run -m 60% -- python3 job.py      in 60 % of the machine's memory
-  vswap run -m 2G --json run.json make    in 2 GiB, with the figures of the run in a file
-  vswap doctor                            what works on this machine, and how to allow the rest
+  vswap run -- python3 job.py            in the memory that is there
+  vswap run -m 60% -- python3 job.py     in 60 % of the machine's memory
+  vswap run -m 2G --json run.json make   in 2 GiB, with the figures in a file
+  vswap doctor                           what works here; how to allow the rest
 
 `vswap help run` has the rest.";
 
 const RUN_AFTER_HELP: &str = "\
 Examples:
-  vswap run -- redis-server               as a container's entry point, this is all there is to do
+  vswap run -- redis-server              as a container's entry point: that is all
   vswap run -m 512M sort -S 1G big.txt
   vswap run -m 60% --swap-dir /mnt/nvme -- python3 job.py
   VSWAP_ARGS='--quiet --no-spill' vswap run ./a.out
 
 Sizes:
-  A number and K, M, G or T (also KiB, MiB, ...; powers of 1024), a bare number of bytes, or a share of the machine's
-  memory such as 60%.
+  A number and K, M, G or T (also KiB, MiB, ...; powers of 1024), a bare
+  number of bytes, or a share of the machine's memory such as 60%.
 
 Exit status:
-  CMD's own; 128+n if signal n ended CMD; 127 if CMD is not found; 126 if it cannot be executed; 125 if vswap itself
-  failed, which it says on standard error. Killing vswap with SIGKILL kills CMD.
+  CMD's own
+  128+n  signal n ended CMD
+  127    CMD was not found
+  126    CMD cannot be executed
+  125    vswap itself failed; standard error says why
 
 Environment:
   VSWAP_MEMORY   --memory, if it is given nowhere else
-  VSWAP_ARGS     more options, split as a shell splits words; the command line wins
+  VSWAP_ARGS     more options, split as a shell does; the command line wins
   NO_COLOR       no colours
-  TMPDIR, XDG_CACHE_HOME   where a spill file may go (after TMPDIR: /var/tmp)
-  CMD gets LD_PRELOAD (ours before yours) and VSWAP_SESSION.
+  TMPDIR, XDG_CACHE_HOME    where the spill file may go
+  CMD gets VSWAP_SESSION, and our library before yours in LD_PRELOAD.
 
-Inside of another `vswap run` CMD joins the outer one, and vswap says so.";
+Signals:
+  What is sent to vswap is passed on to CMD, what the terminal sends reaches
+  CMD by itself. SIGKILL to vswap kills CMD. If vswap's pager dies, every
+  process of the tree is killed.
+
+Nesting:
+  Inside of another `vswap run` CMD joins the outer one, and vswap says so.";
 
 /// The whole command line.
 #[derive(Parser, Debug)]
@@ -84,7 +94,8 @@ pub(crate) enum Command {
     /// Check what this machine allows, and say how to allow the rest
     #[command(after_help = "\
 Exit status:
-  0 if `vswap run` works here (even if something is degraded); 1 if something that it needs is missing.")]
+  0 if `vswap run` works here (even if something is degraded)
+  1 if something that it needs is missing")]
     Doctor(Doctor),
     /// Print the completions of a shell, to be saved where that shell looks for them
     #[command(after_help = "\

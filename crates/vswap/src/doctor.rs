@@ -210,7 +210,15 @@ fn gate() -> Check {
         Ok(_) => 0,
         Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
     });
-    let errno = child.and_then(process::wait).ok().and_then(|status| status.code()).unwrap_or(libc::EIO);
+    let (id, name) = ("mremap_gate", "mremap gate");
+    let errno = match child.and_then(process::wait) {
+        Ok(status) => status.code().unwrap_or(libc::EIO),
+        // With an agent's thread in us we cannot fork safely.
+        Err(error) => {
+            let detail = format!("cannot be tried from inside of a vswap run ({error})");
+            return Check { id, name, state: State::Degraded, detail, fix: None };
+        }
+    };
     let consequence =
         "if two threads move memory over each other within microseconds, the program is stopped";
     let (state, detail, fix) = match errno {
@@ -236,7 +244,7 @@ fn gate() -> Check {
             (State::Degraded, format!("{error}; so {consequence}"), None)
         }
     };
-    Check { id: "mremap_gate", name: "mremap gate", state, detail, fix }
+    Check { id, name, state, detail, fix }
 }
 
 fn ptrace() -> Check {

@@ -25,6 +25,7 @@ pub(crate) fn guard(pager: u32, run_dir: &RunDir, front: &Sender) -> i32 {
     // A session of its own: a signal for the user's job, sent to its process group, must not hit the one process that
     // keeps the tree from reading zeros. (The pager has done the same.)
     let _ = rustix::process::setsid();
+    let _ = rustix::thread::set_name(c"vswap-guardian");
     // What the user stood on may be unmounted while daemons of the tree go on.
     let _ = std::env::set_current_dir("/");
     let status = process::wait(pager);

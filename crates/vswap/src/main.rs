@@ -61,15 +61,38 @@ fn manual() -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     let mut command = Cli::command();
     command.build();
-    clap_mangen::Man::new(command.clone()).render(&mut text)?;
+    let man = clap_mangen::Man::new(command.clone());
+    man.render_title(&mut text)?;
+    man.render_name_section(&mut text)?;
+    man.render_synopsis_section(&mut text)?;
+    man.render_description_section(&mut text)?;
+    verbatim(&mut text, &command)?;
     for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
-        let man = clap_mangen::Man::new(sub.clone());
         writeln!(text, ".SH \"VSWAP {}\"", sub.get_name().to_uppercase())?;
-        man.render_description_section(&mut text)?;
-        man.render_options_section(&mut text)?;
-        man.render_extra_section(&mut text)?;
+        let man = clap_mangen::Man::new(sub.clone());
+        let mut section = Vec::new();
+        man.render_synopsis_section(&mut section)?;
+        man.render_description_section(&mut section)?;
+        man.render_options_section(&mut section)?;
+        // Below the command's own heading, not beside it.
+        text.extend_from_slice(String::from_utf8_lossy(&section).replace(".SH ", ".SS ").as_bytes());
+        verbatim(&mut text, sub)?;
     }
     Ok(text)
+}
+
+/// The text below a command's help, with its line breaks: headings at the margin, the rest indented.
+fn verbatim(text: &mut Vec<u8>, command: &clap::Command) -> io::Result<()> {
+    let Some(help) = command.get_after_help() else { return Ok(()) };
+    for line in help.to_string().lines() {
+        let line = line.replace('\\', "\\e").replace('-', "\\-");
+        match line.strip_suffix(':').filter(|heading| !heading.starts_with(' ')) {
+            Some(heading) => writeln!(text, ".SS \"{heading}\"")?,
+            // A dot or quote at the start would be a request.
+            None => writeln!(text, ".nf\n\\&{line}\n.fi")?,
+        }
+    }
+    Ok(())
 }
 
 /// To standard output; a closed pipe is not our problem.

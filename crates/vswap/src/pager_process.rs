@@ -188,6 +188,7 @@ fn let_go(start: &Start, listener: &Listener, front: &Sender, gate: Option<&Gate
     front_support::close_all_but(&keep)?;
     // See the guardian: no signal for the user's job may hit us. CMD stays in the job, it has been started already.
     rustix::process::setsid()?;
+    let _ = rustix::thread::set_name(c"vswap-pager");
     std::env::set_current_dir("/")?;
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     Ok(null)
