@@ -72,23 +72,20 @@ pub(crate) fn python() -> Result<PathBuf, String> {
     Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
-/// Builds a C program from its sources (unless the result is newer) and returns it.
-pub(crate) fn compile(name: &str, sources: &[&str]) -> Result<PathBuf, String> {
+/// Builds a C program from its sources (unless the result is newer than all of `inputs`) and returns it.
+fn compile(name: &str, sources: &[PathBuf], inputs: &[PathBuf]) -> Result<PathBuf, String> {
     let output = scratch()?.join(name);
-    let modified = |p: &Path| std::fs::metadata(p).and_then(|m| m.modified()).ok();
-    let directory = program(sources[0]).parent().expect("a source lies in a directory").to_owned();
-    let newest = std::fs::read_dir(&directory)
-        .map_err(|e| format!("{}: {e}", directory.display()))?
-        .filter_map(|entry| modified(&entry.ok()?.path()))
-        .max();
-    if modified(&output) >= newest && newest.is_some() {
+    let modified = |p: &PathBuf| std::fs::metadata(p).and_then(|m| m.modified()).ok();
+    if modified(&output)
+        .is_some_and(|built| inputs.iter().all(|input| modified(input).is_some_and(|m| m < built)))
+    {
         return Ok(output);
     }
     let compiler = need("cc", "gcc")?;
     let status = Command::new(compiler)
         .args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
         .arg(&output)
-        .args(sources.iter().map(|s| program(s)))
+        .args(sources)
         .status()
         .map_err(|e| format!("cc: {e}"))?;
     if status.success() { Ok(output) } else { Err(format!("{name} does not compile")) }
@@ -96,10 +93,17 @@ pub(crate) fn compile(name: &str, sources: &[&str]) -> Result<PathBuf, String> {
 
 /// The torture program, built.
 pub(crate) fn torture() -> Result<PathBuf, String> {
-    compile("torture", &["torture/main.c", "torture/ops.c", "torture/children.c", "torture/world.c"])
+    let dir = program("torture");
+    let entries = std::fs::read_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let mut inputs: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    inputs.sort();
+    let sources: Vec<PathBuf> =
+        inputs.iter().filter(|p| p.extension().is_some_and(|e| e == "c")).cloned().collect();
+    compile("torture", &sources, &inputs)
 }
 
 /// The counters program, built.
 pub(crate) fn counters() -> Result<PathBuf, String> {
-    compile("counters", &["counters.c"])
+    let source = [program("counters.c")];
+    compile("counters", &source, &source)
 }
