@@ -11,14 +11,19 @@ use std::time::Duration;
 
 use vswap_sys::poll::{Events, poll};
 use vswap_sys::process;
-use vswap_sys::seccomp::{Gate, Notification, Reply};
+use vswap_sys::seccomp::{Gate, GatedCall, Notification, Reply};
 use vswap_wire as wire;
 
+use crate::proto::{Call, Mremap};
+
+use super::port::wire_call;
 use super::shared::Shared;
 use super::tenant::{Equipment, Note, Tenant};
 
 /// An agent that does not answer for so long does not answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// MADV_GUARD_INSTALL.
+pub const GUARD_INSTALL: u64 = 102;
 const CACHED_THREADS: usize = 1024;
 
 pub struct GateKeeper {
@@ -44,15 +49,17 @@ impl GateKeeper {
         let Some(tenant) = self.tenant_of(call.tid) else {
             return self.reply(&call, Reply::Continue);
         };
-        let idle = tenant.idle.lock();
-        match &*idle {
+        let mut idle = tenant.idle.lock();
+        match &mut *idle {
             Some(equipment) => {
-                let reply = execute(equipment, &call).map_or(Reply::Continue, Reply::Value);
+                let what = gated_call(&call);
+                equipment.may_wipe |= wipes(&what);
+                let reply = execute(equipment, what).map_or(Reply::Continue, Reply::Value);
                 self.reply(&call, reply);
             }
             None => {
                 drop(idle);
-                tenant.tell(Note::Mremap(call));
+                tenant.tell(Note::Call(call));
             }
         }
     }
@@ -80,13 +87,25 @@ impl GateKeeper {
     }
 }
 
-/// Has the agent of an address space without a server execute an mremap.
-fn execute(equipment: &Equipment, call: &Notification) -> Option<i64> {
+/// The call that a thread waits with.
+pub fn gated_call(call: &Notification) -> Call {
+    let [a, b, c, d, e, _] = call.args;
+    match call.call() {
+        GatedCall::Mremap => Call::Mremap(Mremap { old: a, old_len: b, new_len: c, flags: d, new: e }),
+        GatedCall::Madvise => Call::Madvise { start: a, len: b, advice: c & u64::from(u32::MAX) },
+    }
+}
+
+/// Whether a call changes what a forked child reads as zeros.
+pub fn wipes(call: &Call) -> bool {
+    matches!(call, Call::Madvise { advice, .. } if *advice != GUARD_INSTALL)
+}
+
+/// Has the agent of an address space without a server execute a call.
+fn execute(equipment: &Equipment, call: Call) -> Option<i64> {
     let agent = equipment.agent.as_ref()?;
-    let [old, old_len, new_len, flags, new, _] = call.args;
-    let command = wire::Command::Mremap { args: [old, old_len, new_len, flags, new] };
     let mut buffer = wire::buffer();
-    agent.conn.send(command.encode(&mut buffer), &[]).ok()?;
+    agent.conn.send(wire_call(call).encode(&mut buffer), &[]).ok()?;
     loop {
         let ready = poll(&[(agent.conn.as_fd(), Events::IN)], Some(PATIENCE)).ok()?;
         if ready.first().is_none_or(|events| events.is_empty()) {
@@ -94,7 +113,7 @@ fn execute(equipment: &Equipment, call: &Notification) -> Option<i64> {
         }
         let (length, _) = agent.conn.recv(&mut buffer).ok()?;
         match wire::Answer::decode(&buffer[..length]).ok()? {
-            wire::Answer::Mremap { result } => return Some(result),
+            wire::Answer::Called { result } => return Some(result),
             _ => continue,
         }
     }

@@ -240,8 +240,12 @@ impl Hub {
         let agent = Agent { conn: Arc::new(conn), ring, area: greeting.area, staging: greeting.staging };
         let Some(uffd) = uffd else {
             let tenants = self.shared.tenants.lock();
-            let child = tenants.values().find(|tenant| tenant.token == greeting.token);
-            let child = child.ok_or("it says it was forked by a process that is not known")?;
+            let Some(child) = tenants.values().find(|tenant| tenant.token == greeting.token) else {
+                // Hanging up would tell it that the pager is dead.
+                let refusal = wire::Welcome { accepted: false, reason: 0 };
+                agent.conn.send(refusal.encode(&mut wire::buffer()), &[]).map_err(text)?;
+                return Err("it says it was forked by a process that is not known".into());
+            };
             child.pid.store(pid, Relaxed);
             child.tell(Note::Agent(agent));
             return Ok(());
@@ -255,7 +259,7 @@ impl Hub {
         let mut buffer = wire::buffer();
         agent.conn.send(welcome.encode(&mut buffer), &[]).map_err(text)?;
         allowed?;
-        let equipment = Equipment { uffd, agent: Some(agent), beacon: greeting.beacon };
+        let equipment = Equipment { uffd, agent: Some(agent), beacon: greeting.beacon, may_wipe: false };
         let tenant = Tenant::new(self.shared.new_id(), 0, pid, Some(equipment)).map_err(text)?;
         self.shared.meters.address_spaces.fetch_add(1, Relaxed);
         self.shared.tenants.lock().insert(tenant.id, Arc::new(tenant));

@@ -21,6 +21,7 @@ mod server;
 mod shared;
 mod summary;
 mod tenant;
+mod wiped;
 mod worker;
 
 pub use hub::{Session, serve};

@@ -24,13 +24,14 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Looks at the threads of `pid` again.
-    pub fn refresh(&mut self, pid: u32) {
+    /// Looks at the threads of `pid` again, and keeps `stack_top` as well.
+    pub fn refresh(&mut self, pid: u32, stack_top: Option<Range<u64>>) {
         self.threads.clear();
         if process::threads(pid, &mut self.threads).is_err() {
             return;
         }
         self.pinned.clear();
+        self.pinned.insert(stack_top.unwrap_or_default());
         for &tid in &self.threads {
             if let Ok(head) = process::robust_list_head(tid)
                 && head != 0

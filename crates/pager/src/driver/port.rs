@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use vswap_core::{PAGE_SIZE, Page, SlotId, Source};
 use vswap_sys::maps::{Kind, Maps};
-use vswap_sys::pagemap::Pagemap;
+use vswap_sys::pagemap::{ENTRY_GUARD, Pagemap};
 use vswap_sys::poll::{Events, poll};
 use vswap_sys::uffd::{Message, Partial, RegisterMode, Uffd};
 use vswap_wire as wire;
@@ -18,11 +18,16 @@ use vswap_wire as wire;
 use super::pins::Pins;
 use super::shared::Shared;
 use super::tenant::{Agent, Tenant};
-use crate::proto::{Answer, BATCH_PAGES, Command, MAX_WINDOW, Mapping, Stop};
+use super::wiped::wiped_on_fork;
+use crate::proto::{Answer, BATCH_PAGES, Call, Command, MAX_WINDOW, Mapping, Stop};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Mappings smaller than this are left alone: the loader's, the C library's, guard-paged stacks of signal handlers.
 const SMALL: u64 = 32 * PAGE;
+/// A mapping above a guard may be a thread's stack, if it is not larger than this; the pages at its top hold the
+/// thread's control block, also of a thread that was made after we looked at the threads.
+const STACK_MAX: u64 = 256 << 20;
+const STACK_TOP: u64 = 4 * PAGE;
 /// An agent that needs longer for a batch waits for us: see [`Port::await_agent`].
 const PATIENCE: Duration = Duration::from_millis(50);
 const GIVE_UP: Duration = Duration::from_secs(10);
@@ -41,6 +46,10 @@ pub struct Port {
     pub last_source: LastSource,
     /// Messages read while an agent waited for us; only faults, to be handed to the protocol afterwards.
     pub stashed: Vec<Message>,
+    /// The program has used MADV_WIPEONFORK.
+    pub may_wipe: bool,
+    /// The top of the mapping that was asked for last, if a guard below it says that it may be a stack.
+    stack_top: Option<Range<u64>>,
     maps: Option<Maps>,
     pagemap: Option<Pagemap>,
     pins: Pins,
@@ -61,6 +70,8 @@ impl Port {
             beacon,
             last_source: None,
             stashed: Vec::new(),
+            may_wipe: false,
+            stack_top: None,
             maps: None,
             pagemap: None,
             pins: Pins::default(),
@@ -112,14 +123,30 @@ impl Port {
             }
             Command::Scan(range, most) => self.scan(range, most),
             Command::Move(runs) => self.take_out(&runs),
-            Command::Mremap(_, call) => {
-                let args = [call.old, call.old_len, call.new_len, call.flags, call.new];
-                match self.send(&wire::Command::Mremap { args }) {
-                    true => Answer::Done,
-                    false => Answer::Gone,
-                }
-            }
+            Command::WipedOnFork(range) => Answer::Wiped(self.wiped(&range)),
+            Command::Execute(_, call) => match self.send(&wire_call(call)) {
+                true => Answer::Done,
+                false => Answer::Gone,
+            },
         }
+    }
+
+    /// The parts of `range` that a forked child reads as zeros.
+    pub fn wiped(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        if !self.may_wipe {
+            return Vec::new();
+        }
+        let all = wiped_on_fork(self.tenant.pid.load(Relaxed)).unwrap_or_default();
+        let clipped = all.iter().map(|part| part.start.max(range.start)..part.end.min(range.end));
+        clipped.filter(|part| !part.is_empty()).collect()
+    }
+
+    /// Whether the page at `addr` is a guard page now.
+    pub fn is_guard(&self, addr: u64) -> bool {
+        let mut entry = [0];
+        self.pagemap.as_ref().is_some_and(|pagemap| {
+            pagemap.entries(addr / PAGE, &mut entry).is_ok_and(|read| read == 1) && entry[0] & ENTRY_GUARD != 0
+        })
     }
 
     /// A guarded command that changes nothing. The kernel looks at the count of changes first, so any other error
@@ -182,6 +209,16 @@ impl Port {
     fn mapping(&mut self, at: u64) -> Answer {
         let Some(maps) = &mut self.maps else { return Answer::Mapping(None) };
         let Ok(found) = maps.next_at_or_after(at) else { return Answer::Mapping(None) };
+        self.stack_top = None;
+        if let Some(mapping) = &found
+            && mapping.range.end - mapping.range.start <= STACK_MAX
+            && let Ok(Some(below)) = maps.next_at_or_after(mapping.range.start.saturating_sub(1))
+            && below.range.end == mapping.range.start
+            && !below.read
+            && !below.write
+        {
+            self.stack_top = Some(mapping.range.end - STACK_TOP..mapping.range.end);
+        }
         Answer::Mapping(found.map(|mapping| {
             let range = mapping.range;
             let ours = self.agent.as_ref().is_some_and(|a| a.area.start < range.end && range.start < a.area.end);
@@ -200,11 +237,11 @@ impl Port {
     fn scan(&mut self, range: Range<u64>, most: u64) -> Answer {
         let mut runs = Vec::new();
         let end = range.end;
-        let next = match self.pagemap.as_ref().map(|pagemap| pagemap.scan(range, most, &mut runs)) {
+        let next = match self.pagemap.as_ref().map(|pagemap| pagemap.scan_present(range, most, &mut runs)) {
             Some(Ok(next)) => next,
             _ => return Answer::Scanned(Vec::new(), end),
         };
-        self.pins.refresh(self.tenant.pid.load(Relaxed));
+        self.pins.refresh(self.tenant.pid.load(Relaxed), self.stack_top.clone());
         let runs = runs.iter().flat_map(|run| self.pins.gaps(run)).collect();
         Answer::Scanned(runs, next)
     }
@@ -290,6 +327,15 @@ impl Port {
         Some(taken.iter().map(|&(addr, _)| addr).zip(used.iter().copied()).collect())
     }
 
+    /// Gives the memory of the agent's ring back.
+    pub fn empty_ring(&self) {
+        let used = self.tenant.ring_pages.swap(0, Relaxed) as usize;
+        if let Some(agent) = &self.agent {
+            // If it fails the pages stay, and are counted again with the next batch.
+            let _ = agent.ring.punch(0..used);
+        }
+    }
+
     /// Waits for the agent's answer. Nothing is read from the descriptor meanwhile: what moved is then known to have
     /// moved before every change whose event is still unread. Only an agent that itself waits for a page (it vanished
     /// between the scan and the agent's attempt to un-share it) makes us read.
@@ -349,6 +395,16 @@ impl Port {
             }
             _ => {}
         }
+    }
+}
+
+/// A call as the agent is asked to execute it.
+pub fn wire_call(call: Call) -> wire::Command<'static> {
+    match call {
+        Call::Mremap(call) => {
+            wire::Command::Mremap { args: [call.old, call.old_len, call.new_len, call.flags, call.new] }
+        }
+        Call::Madvise { start, len, advice } => wire::Command::Madvise { args: [start, len, advice] },
     }
 }
 

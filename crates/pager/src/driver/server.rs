@@ -4,6 +4,7 @@
 //! ends with the address space; processes that stay small never get one.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,15 +12,16 @@ use std::time::{Duration, Instant};
 
 use vswap_core::{PAGE_SIZE, Source};
 use vswap_sys::poll::{Events, poll};
-use vswap_sys::process;
+use vswap_sys::process::{self, ThreadFile};
 use vswap_sys::seccomp::{Gate, Notification, Reply};
 use vswap_sys::uffd::{Message, RegisterMode, Uffd};
 use vswap_wire as wire;
 
+use super::gate::{GUARD_INSTALL, gated_call, wipes};
 use super::port::Port;
 use super::shared::Shared;
 use super::tenant::{Agent, Equipment, Note, Tenant};
-use crate::proto::{AddressSpace, BATCH_PAGES, ChildKey, Counters, Effect, Fault, Input, Mremap, Ticket};
+use crate::proto::{AddressSpace, BATCH_PAGES, Call, ChildKey, Counters, Effect, Fault, Input, Ticket};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Messages read in one turn, one per read(2): a busy munmap loop never lets a read-until-empty end.
@@ -30,6 +32,10 @@ const LIVENESS: Duration = Duration::from_millis(100);
 const PLACE_EVERY: u32 = 64;
 /// Turns without a page that left before asking is pointless for now.
 const BARREN_TURNS: u32 = 3;
+const CACHED_THREADS: usize = 64;
+/// A ring that was not used for so long gives its memory back.
+const RING_IDLE: Duration = Duration::from_millis(500);
+const USER_END: u64 = 1 << 47;
 
 /// Serves one address space until it is gone.
 pub struct Server {
@@ -40,10 +46,13 @@ pub struct Server {
     port: Port,
     children: HashMap<ChildKey, Uffd>,
     living: HashMap<ChildKey, Arc<Tenant>>,
-    gated: HashMap<Ticket, Notification>,
+    calls: HashMap<Ticket, Notification>,
     beacon_waits: bool,
     throttled: bool,
     faults: u32,
+    /// The thread served last, and its CPU, where this thread runs as well.
+    placed: (u32, u32),
+    threads: HashMap<u32, ThreadFile>,
     counted: Counters,
     quiet_tries: u32,
     barren: u32,
@@ -57,7 +66,7 @@ impl Server {
         gate: Option<Arc<Gate>>,
         equipment: Equipment,
     ) -> Self {
-        let Equipment { uffd, agent, beacon } = equipment;
+        let Equipment { uffd, agent, beacon, may_wipe } = equipment;
         if let Err(errno) = uffd.register(beacon..beacon + PAGE, RegisterMode::MISSING | RegisterMode::WP)
             && errno != libc::ESRCH
         {
@@ -66,6 +75,7 @@ impl Server {
         }
         let space = AddressSpace::new(shared.gated);
         let mut server = Self::new(shared, tenant, gate, space, uffd, beacon);
+        server.port.may_wipe = may_wipe;
         if let Some(agent) = agent {
             server.port.set_agent(agent);
         }
@@ -88,10 +98,12 @@ impl Server {
             space,
             children: HashMap::new(),
             living: HashMap::new(),
-            gated: HashMap::new(),
+            calls: HashMap::new(),
             beacon_waits: false,
             throttled: false,
             faults: 0,
+            placed: (0, u32::MAX),
+            threads: HashMap::new(),
             counted: Counters::default(),
             quiet_tries: 0,
             barren: 0,
@@ -132,7 +144,7 @@ impl Server {
             match note {
                 Note::ParentClosed => self.space.input(Input::ParentClosed),
                 Note::Agent(agent) => self.welcome(agent),
-                Note::Mremap(call) => self.mremap(call),
+                Note::Call(call) => self.gated(call),
             }
             self.advance();
         }
@@ -158,8 +170,10 @@ impl Server {
                     self.advance();
                     return;
                 }
-                Err(_) => {
-                    self.gone();
+                Err(errno) => {
+                    let error = std::io::Error::from_raw_os_error(errno);
+                    let pid = self.tenant.pid.load(Relaxed);
+                    self.shared.fail(format!("the events of process {pid} cannot be read: {error}"));
                     return;
                 }
             }
@@ -209,12 +223,31 @@ impl Server {
 
     /// Runs on the CPU of the thread that faults: a wake-up across CPUs costs more than the whole fault.
     fn place(&mut self, tid: u32) {
-        if self.faults.is_multiple_of(PLACE_EVERY)
-            && let Ok(cpu) = process::cpu_of_thread(tid)
-        {
-            let _ = process::set_affinity_self(cpu);
-        }
         self.faults = self.faults.wrapping_add(1);
+        if tid == self.placed.0 && !self.faults.is_multiple_of(PLACE_EVERY) {
+            return;
+        }
+        if self.threads.len() >= CACHED_THREADS {
+            self.threads.clear();
+        }
+        let cpu = match self.threads.entry(tid) {
+            Entry::Occupied(entry) => entry.get().cpu(),
+            Entry::Vacant(entry) => match ThreadFile::open(tid) {
+                Ok(file) => entry.insert(file).cpu(),
+                Err(error) => Err(error),
+            },
+        };
+        match cpu {
+            Ok(cpu) if cpu != self.placed.1 => {
+                // If it fails, the thread is served from where it is.
+                let _ = process::set_affinity_self(cpu);
+                self.placed = (tid, cpu);
+            }
+            Ok(cpu) => self.placed = (tid, cpu),
+            Err(_) => {
+                self.threads.remove(&tid);
+            }
+        }
     }
 
     /// A forked child asks who it is.
@@ -256,17 +289,42 @@ impl Server {
         }
     }
 
-    fn mremap(&mut self, call: Notification) {
+    fn gated(&mut self, call: Notification) {
         if self.port.agent.is_none() {
             // Nobody in there can execute it for the caller, and nothing will be evicted from there.
             self.reply(call, Reply::Continue);
             return;
         }
         let ticket = Ticket(call.id);
-        let [old, old_len, new_len, flags, new, _] = call.args;
-        self.gated.insert(ticket, call);
-        self.shared.meters.mremaps.fetch_add(1, Relaxed);
-        self.space.input(Input::MremapAsked(ticket, Mremap { old, old_len, new_len, flags, new }));
+        let what = gated_call(&call);
+        self.port.may_wipe |= wipes(&what);
+        self.calls.insert(ticket, call);
+        self.shared.meters.mremaps.fetch_add(u64::from(matches!(what, Call::Mremap(_))), Relaxed);
+        self.space.input(Input::Asked(ticket, what));
+    }
+
+    /// The agent has executed the granted call: what of it no event tells, then its result.
+    fn called(&mut self, result: i64) {
+        let Some((ticket, what)) = self.space.granted() else { return };
+        if let Call::Madvise { start, len, advice } = what {
+            let range = start & !(PAGE - 1)..start.saturating_add(len).min(USER_END).next_multiple_of(PAGE);
+            if advice == GUARD_INSTALL {
+                // A call that failed may have been half done.
+                for addr in self.space.evicted_in(range) {
+                    if result == 0 || self.port.is_guard(addr) {
+                        self.space.input(Input::Guarded(addr..addr + PAGE));
+                    }
+                }
+            } else {
+                let parts = self.port.wiped(&range);
+                self.space.input(Input::WipedOnFork(range, parts));
+            }
+        }
+        if let Some(call) = self.calls.remove(&ticket) {
+            self.reply(call, Reply::Value(result));
+        }
+        self.space.input(Input::Returned(ticket, result));
+        self.advance();
     }
 
     fn reply(&self, call: Notification, reply: Reply) {
@@ -335,7 +393,7 @@ impl Server {
             tenant.active.store(true, Relaxed);
             self.shared.tenants.lock().insert(tenant.id, tenant.clone());
             self.shared.meters.address_spaces.fetch_add(1, Relaxed);
-            let server = Self::new(
+            let mut server = Self::new(
                 self.shared.clone(),
                 tenant.clone(),
                 self.gate.clone(),
@@ -343,6 +401,7 @@ impl Server {
                 uffd,
                 self.port.beacon,
             );
+            server.port.may_wipe = self.port.may_wipe;
             self.living.insert(key, tenant);
             server.start()
         });
@@ -406,6 +465,8 @@ impl Server {
                 Some(Duration::from_millis(2))
             } else if self.port.agent.is_none() {
                 Some(LIVENESS)
+            } else if self.tenant.ring_pages.load(Relaxed) > 0 {
+                Some(RING_IDLE)
             } else {
                 None
             }
@@ -432,8 +493,12 @@ impl Server {
         if ready.get(2).is_some_and(|events| !events.is_empty()) {
             self.hear();
         }
-        if self.port.agent.is_none() && timeout == Some(LIVENESS) && ready.iter().all(|events| events.is_empty()) {
-            self.check_alive();
+        if ready.iter().all(|events| events.is_empty()) {
+            match timeout {
+                Some(LIVENESS) if self.port.agent.is_none() => self.check_alive(),
+                Some(RING_IDLE) => self.port.empty_ring(),
+                _ => {}
+            }
         }
     }
 
@@ -448,17 +513,7 @@ impl Server {
         };
         match answer {
             Some(wire::Answer::Started { tid }) => self.port.agent_tid = tid,
-            Some(wire::Answer::Mremap { result }) => {
-                let calls: Vec<_> = self.gated.keys().copied().collect();
-                let granted = self.space.granted();
-                if let Some(ticket) = calls.into_iter().find(|&ticket| granted == Some(ticket))
-                    && let Some(call) = self.gated.remove(&ticket)
-                {
-                    self.reply(call, Reply::Value(result));
-                    self.space.input(Input::MremapReturned(ticket, result));
-                    self.advance();
-                }
-            }
+            Some(wire::Answer::Called { result }) => self.called(result),
             Some(wire::Answer::Evicted { .. }) | None => {
                 self.port.agent = None;
                 self.check_alive();
@@ -472,7 +527,7 @@ impl Server {
         if self.port.uffd.write_protect(anchor, false, true) == Err(libc::ESRCH) {
             self.gone();
         } else {
-            for (_, call) in self.gated.drain().collect::<Vec<_>>() {
+            for (_, call) in self.calls.drain().collect::<Vec<_>>() {
                 self.reply(call, Reply::Continue);
             }
         }
@@ -487,7 +542,7 @@ impl Server {
     fn end(&mut self) {
         self.gone();
         self.publish();
-        for (_, call) in self.gated.drain().collect::<Vec<_>>() {
+        for (_, call) in self.calls.drain().collect::<Vec<_>>() {
             self.reply(call, Reply::Continue);
         }
         self.shared.tenants.lock().remove(&self.tenant.id);

@@ -33,12 +33,14 @@ pub struct Equipment {
     pub agent: Option<Agent>,
     /// The page by which a forked child finds out who it is.
     pub beacon: u64,
+    /// The program has used MADV_WIPEONFORK.
+    pub may_wipe: bool,
 }
 
 /// A message to a server thread.
 pub enum Note {
     /// A thread of the address space waits at the gate.
-    Mremap(Notification),
+    Call(Notification),
     /// The parent's window has closed.
     ParentClosed,
     /// The forked child's agent has greeted.

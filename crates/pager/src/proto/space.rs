@@ -154,14 +154,9 @@ impl AddressSpace {
         self.held.len()
     }
 
-    /// Faults that wait for a window to close, the oldest first.
-    pub fn oldest_fault(&self) -> Option<&Fault> {
-        self.ready.front()
-    }
-
-    /// Whether all ranges that were ever registered are gone and nothing is evicted.
-    pub fn is_dormant(&self) -> bool {
-        self.registered.is_empty() && self.table.is_empty()
+    /// Addresses of the evicted pages of a range.
+    pub fn evicted_in(&self, range: Range<u64>) -> Vec<u64> {
+        self.table.addrs(range)
     }
 
     /// Whether only one thread of the program runs: then events come in the order of the changes.

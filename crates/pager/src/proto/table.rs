@@ -63,10 +63,6 @@ impl PageTable {
         self.used
     }
 
-    /// Whether no page has a slot.
-    pub fn is_empty(&self) -> bool {
-        self.used == 0
-    }
 
     /// Bytes of memory that the table takes, about.
     pub fn footprint(&self) -> usize {
