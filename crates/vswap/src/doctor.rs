@@ -206,7 +206,7 @@ fn mappings() -> Check {
 
 /// Tried in a child: a filter cannot be taken back.
 fn gate() -> Check {
-    let child = process::fork_with(|| match seccomp::install_mremap_gate(1) {
+    let child = process::fork_with(|| match seccomp::install_gate(1) {
         Ok(_) => 0,
         Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
     });

@@ -50,6 +50,7 @@ struct Command {
 ///
 /// Those of waiting itself, none of which a working system gives.
 pub(crate) fn wait(
+    guardian: u32,
     mut pager: Receiver,
     signals: &SignalFd,
     started: &mut dyn FnMut(&[String]),
@@ -112,7 +113,12 @@ pub(crate) fn wait(
             }
         }
         reap_all();
-        if pager.ended() || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        if pager.ended() {
+            // Its descriptors are closed, so it is about to end: whoever adopts our orphans may not reap them.
+            let _ = process::wait(guardian);
+            return Ok(outcome);
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Ok(outcome);
         }
     }

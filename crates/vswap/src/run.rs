@@ -218,11 +218,11 @@ fn start(program: Program, config: Config, options: &RunOptions) -> Result<Outco
             }
         }
     });
-    if let Err(error) = forked {
+    let guardian = forked.map_err(|error| {
         let _ = std::fs::remove_dir_all(path);
-        return Err(io("cannot start the guardian")(error));
-    }
-    front::wait(receiver, &signal_fd, &mut |warnings| {
+        io("cannot start the guardian")(error)
+    })?;
+    front::wait(guardian, receiver, &signal_fd, &mut |warnings| {
         for warning in warnings {
             remark(options, warning);
         }
