@@ -7,6 +7,7 @@
 mod marks;
 mod message;
 mod ranges;
+mod rules;
 mod serve;
 mod space;
 mod streams;
@@ -17,6 +18,8 @@ mod tests;
 
 pub use message::{Answer, Call, ChildKey, Command, Effect, Fault, Input, Mapping, Mremap, Stop, Ticket};
 pub use ranges::RangeSet;
+#[doc(hidden)]
+pub use rules::Rules;
 pub use space::{AddressSpace, Counters};
 pub use streams::MAX_WINDOW;
 pub use sweep::BATCH_PAGES;

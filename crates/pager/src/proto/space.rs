@@ -28,6 +28,7 @@ use vswap_core::{PAGE_SIZE, SlotId};
 use super::marks::Marks;
 use super::message::{Answer, Call, ChildKey, Command, Effect, Fault, Input, Ticket};
 use super::ranges::RangeSet;
+use super::rules::Rules;
 use super::streams::Streams;
 use super::sweep::{Sweep, Verify};
 use super::table::{Entry, PageTable};
@@ -110,6 +111,7 @@ pub struct AddressSpace {
     pub(super) register_hand: u64,
     pub(super) effects: VecDeque<Effect>,
     pub(super) counters: Counters,
+    pub(super) rules: Rules,
     gone: bool,
 }
 
@@ -117,6 +119,12 @@ impl AddressSpace {
     /// A fresh address space. `gated`: mremaps come through [`Input::Asked`].
     pub fn new(gated: bool) -> Self {
         Self { gated, ..Self::default() }
+    }
+
+    /// Switches rules off: see [`Rules`].
+    #[doc(hidden)]
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
     }
 
     /// Evicted pages.
@@ -200,9 +208,10 @@ impl AddressSpace {
             }
             Input::Asked(ticket, call) => self.asked.push_back((ticket, call)),
             Input::Returned(ticket, result) => self.returned(ticket, result),
-            Input::Guarded(range) => {
+            Input::Guarded(range) if self.rules.guard => {
                 self.drop_slots(range);
             }
+            Input::Guarded(_) => {}
             Input::WipedOnFork(range, parts) => self.wiped_on_fork(range, parts),
             Input::ParentClosed => self.parent_open = false,
             Input::Throttle(on) => self.throttled = on,
@@ -247,6 +256,10 @@ impl AddressSpace {
         window.unmapped.insert(range.clone());
         self.registered.remove(range.clone());
         self.wiped.remove(range.clone());
+        if !self.rules.unmap_marks {
+            self.drop_slots(range);
+            return;
+        }
         for addr in self.table.addrs(range) {
             if let Some(entry) = self.table.get(addr) {
                 self.table.insert(addr, Entry { dead: true, ..entry });
@@ -257,13 +270,15 @@ impl AddressSpace {
     fn discard(&mut self, range: Range<u64>) {
         self.open();
         self.drop_slots(range.clone());
-        self.owed.insert(range);
+        if self.rules.owed {
+            self.owed.insert(range);
+        }
     }
 
     fn remap(&mut self, from: u64, to: u64, len: u64) {
         let granted = self.gated && self.granted.is_some();
         let (source, target) = (from..from + len, to..to + len);
-        let doubtful = !granted && !self.sole_thread;
+        let doubtful = !granted && !self.sole_thread && self.rules.touching_stop;
         let window = self.open();
         if !granted {
             if doubtful && (window.ungranted.intersects(&source) || window.ungranted.intersects(&target)) {
@@ -279,13 +294,30 @@ impl AddressSpace {
         window.arrived.remove(source.clone());
         window.arrived.insert(target.clone());
         window.unmapped.remove(target.clone());
-        self.drop_slots(target.clone());
+        if !self.rules.remap_proves_source {
+            let dead = self.table.iter(source.clone()).filter(|(_, entry)| entry.dead).map(|(addr, _)| addr);
+            for addr in dead.collect::<Vec<_>>() {
+                self.drop_slots(addr..addr + PAGE);
+            }
+        }
+        if self.rules.newest_arrival_wins {
+            self.drop_slots(target.clone());
+        } else {
+            for addr in self.table.addrs(target.clone()) {
+                self.drop_slots(addr - to + from..addr - to + from + PAGE);
+            }
+        }
         for addr in self.table.addrs(source.clone()) {
             if let Some(entry) = self.table.remove(addr) {
                 self.table.insert(addr - from + to, Entry { dead: false, arrived: true, ..entry });
             }
         }
-        self.owed.shift(from, to, len);
+        if self.rules.owed_carried {
+            self.owed.shift(from, to, len);
+        } else {
+            self.owed.remove(source.clone());
+            self.owed.remove(target.clone());
+        }
         self.wiped.shift(from, to, len);
         self.registered.remove(source);
         self.registered.insert(target);
@@ -301,6 +333,13 @@ impl AddressSpace {
     fn fork(&mut self, key: ChildKey) {
         self.counters.forks += 1;
         self.open().children.push(key);
+        if self.rules.fork_in_place {
+            self.cloned(key);
+        }
+    }
+
+    /// The child's state, as it follows from the window so far.
+    fn cloned(&mut self, key: ChildKey) {
         let window = self.window.as_ref().cloned().unwrap_or_default();
         let mut table = self.table.clone();
         let mut arrived = window.arrived;
@@ -308,12 +347,15 @@ impl AddressSpace {
             // Delivered before the fork, but perhaps made after it: the child's own pages tell.
             arrived.insert(range.clone());
             for addr in table.addrs(range) {
+                if !self.rules.fork_marked {
+                    table.remove(addr);
+                }
                 if let Some(entry) = table.get(addr) {
                     table.insert(addr, Entry { arrived: true, ..entry });
                 }
             }
         }
-        for range in self.wiped.iter() {
+        for range in self.wiped.iter().filter(|_| self.rules.wipe) {
             for addr in table.addrs(range) {
                 table.remove(addr);
             }
@@ -328,6 +370,7 @@ impl AddressSpace {
             window: Some(Window { unmapped: window.unmapped, arrived, ..Window::default() }),
             parent_open: true,
             gated: self.gated,
+            rules: self.rules,
             ..Self::default()
         };
         if !slots.is_empty() {
@@ -342,7 +385,7 @@ impl AddressSpace {
         self.open();
         let (Ok(to), Call::Mremap(call)) = (u64::try_from(result), call) else { return };
         let (old_end, new_end) = (to + round_up(call.old_len), to + round_up(call.new_len));
-        if new_end <= old_end {
+        if new_end <= old_end || !self.rules.growth {
             return;
         }
         let registered = self.registered.contains(to);
@@ -350,6 +393,9 @@ impl AddressSpace {
         self.owed.remove(old_end..new_end);
         if registered {
             self.registered.insert(old_end..new_end);
+        }
+        if self.wiped.contains(to) {
+            self.wiped.insert(old_end..new_end);
         }
         if let Some(window) = &mut self.window {
             window.unmapped.remove(old_end..new_end);
@@ -386,7 +432,16 @@ impl AddressSpace {
         }
         if let Some(window) = &self.window {
             let settled = !self.parent_open && self.granted.is_none() && window.drained;
-            return settled.then_some(Job::Quieting);
+            if settled || (self.rules.window && self.rules.faults_wait) {
+                return settled.then_some(Job::Quieting);
+            }
+            if !self.rules.window && !self.parent_open && self.granted.is_none() {
+                self.quieted(Answer::Done);
+                if !matches!(self.job, Job::Idle) {
+                    return Some(core::mem::take(&mut self.job));
+                }
+            }
+            return self.ready.pop_front().and_then(|fault| self.serve(fault));
         }
         if !self.throttled {
             self.ready.append(&mut self.held);
@@ -399,7 +454,7 @@ impl AddressSpace {
         if self.evict == 0 && !self.register_all {
             return None;
         }
-        if !self.inherited.is_empty() {
+        if !self.inherited.is_empty() && self.rules.fork_verified {
             return Some(Job::Verifying(Verify::default()));
         }
         let evict = core::mem::take(&mut self.evict);
@@ -451,6 +506,9 @@ impl AddressSpace {
                 self.owed.remove(gone);
             }
         }
+        if !self.rules.close_probes_arrivals {
+            doubts.clear();
+        }
         self.counters.probed += doubts.len() as u64;
         self.settle(doubts);
     }
@@ -481,6 +539,12 @@ impl AddressSpace {
         if !doubts.is_empty() {
             self.job = Job::Deciding(doubts);
             return;
+        }
+        if !self.rules.fork_in_place {
+            let children = self.window.as_ref().map_or(Vec::new(), |window| window.children.clone());
+            for key in children {
+                self.cloned(key);
+            }
         }
         let Some(window) = self.window.take() else { return };
         for range in window.arrived.iter() {

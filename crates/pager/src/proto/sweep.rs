@@ -105,15 +105,28 @@ impl AddressSpace {
                 Some(Step::Register(mapping))
             }
             (Step::Register(mapping), Answer::Done) => {
-                if self.registered.covers(&mapping.range) { self.scan(&mapping) } else { Some(Step::Confirm(mapping)) }
+                if self.registered.covers(&mapping.range) {
+                    self.scan(&mapping)
+                } else if self.rules.register_confirm {
+                    Some(Step::Confirm(mapping))
+                } else {
+                    Some(Step::Wiped(mapping))
+                }
             }
-            (Step::Confirm(mapping), Answer::Mapping(Some(again))) if again == mapping => Some(Step::Wiped(mapping)),
+            (Step::Confirm(mapping), Answer::Mapping(Some(again))) if again == mapping => {
+                Some(Step::Wiped(mapping))
+            }
             (Step::Wiped(mapping), Answer::Wiped(parts)) => {
                 self.wiped_on_fork(mapping.range.clone(), parts);
                 Some(Step::Quiet(mapping))
             }
             (Step::Quiet(mapping), Answer::Done) => {
-                for gap in self.registered.gaps(&mapping.range) {
+                let unknown = if self.rules.register_drops_stale {
+                    self.registered.gaps(&mapping.range)
+                } else {
+                    Vec::new()
+                };
+                for gap in unknown {
                     self.counters.stale += self.drop_slots(gap) as u64;
                 }
                 self.registered.insert(mapping.range.clone());
@@ -136,7 +149,10 @@ impl AddressSpace {
                 Some(if runs.is_empty() { Step::Find } else { Step::Move(runs) })
             }
             (Step::Suspect(addr), Answer::Done) => {
-                self.stop(format!("a page is resident at {addr:#x}, whose contents are in {:?}", self.table.get(addr)));
+                self.stop(format!(
+                    "a page is resident at {addr:#x}, whose contents are in {:?}",
+                    self.table.get(addr)
+                ));
                 None
             }
             (Step::Move(_), Answer::Moved(pages, changing)) => {
@@ -212,7 +228,9 @@ impl AddressSpace {
                 };
             }
             (VerifyStep::Probe(..), Answer::Done) => {}
-            (VerifyStep::Probe(_, range), Answer::Refused) => verify.gone.extend(self.inherited.overlaps(&range)),
+            (VerifyStep::Probe(_, range), Answer::Refused) => {
+                verify.gone.extend(self.inherited.overlaps(&range))
+            }
             (VerifyStep::Quiet, Answer::Done) => {
                 for range in verify.gone {
                     self.drop_slots(range.clone());

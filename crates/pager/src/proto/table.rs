@@ -63,7 +63,6 @@ impl PageTable {
         self.used
     }
 
-
     /// Bytes of memory that the table takes, about.
     pub fn footprint(&self) -> usize {
         self.chunks.len() * (size_of::<[u64; CHUNK_PAGES as usize]>() + size_of::<Chunk>() + 24)

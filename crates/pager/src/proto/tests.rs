@@ -492,3 +492,26 @@ fn a_child_reads_zeros_where_its_parent_is_wiped_on_fork() {
     kernel.run(&mut child);
     assert_eq!(kernel.present[&A], 0);
 }
+
+#[test]
+fn what_grows_out_of_a_wiped_mapping_is_wiped_too() {
+    let mut kernel = Kernel { mappings: vec![A..A + PAGE], ..Kernel::default() };
+    kernel.present.insert(A, 1);
+    kernel.wiped.insert(A..A + PAGE);
+    let mut space = AddressSpace::new(true);
+    space.input(Input::Evict(1));
+    kernel.run(&mut space);
+    space.input(Input::Asked(Ticket(1), mremap(A, PAGE, 2 * PAGE)));
+    kernel.run(&mut space);
+    space.input(Input::Returned(Ticket(1), A as i64));
+    kernel.mappings = vec![A..A + 2 * PAGE];
+    kernel.registered.insert(A..A + 2 * PAGE);
+    kernel.present.insert(A + PAGE, 2);
+    drain(&mut kernel, &mut space);
+    space.input(Input::Evict(1));
+    kernel.run(&mut space);
+    space.input(Input::Fork(ChildKey(1)));
+    drain(&mut kernel, &mut space);
+    let (_, child) = kernel.children.pop().unwrap();
+    assert_eq!((space.evicted(), child.evicted()), (2, 0));
+}
