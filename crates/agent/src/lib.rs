@@ -1,7 +1,7 @@
 //! The agent: a preloaded library that lends the pager one thread inside a target.
 //!
 //! Only the target itself can open a userfaultfd on its address space, move pages out of it, empty staging and
-//! execute an mremap that the gate has stopped. That is all this library does; every decision is the pager's.
+//! execute a call that the gate has stopped. That is all this library does; every decision is the pager's.
 //! It must never wait for memory that the pager has taken, so it uses nothing of the program: no libc call
 //! (with one exception, below), no allocation, no thread-local storage, nothing bound lazily. What it reads and
 //! writes is its own code and `.data` (private file mappings, which the pager never registers) and a
@@ -14,7 +14,7 @@
 //!                                                        refused or failed: clean up    │
 //!    program goes on ◄── own descriptors closed ◄── futex ◄── agent thread: Started ◄───┘
 //!                                                              │
-//!                                   Evict, Mremap ◄──► answers ┤
+//!                          Evict, Mremap, Madvise ◄──► answers ┤
 //!                                             Retire ─► exit   └─ anything else: SIGKILL to the process
 //! ```
 //!

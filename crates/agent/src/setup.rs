@@ -47,7 +47,7 @@ pub(crate) fn set_up(config: &Config, inherited: Option<Inherited>) -> Option<u6
     let pid = system::getpid();
     let secret = config.secret();
     let mut buffer = packet();
-    let parts = match build(inherited) {
+    let parts = match build(config.cookie(), inherited) {
         Ok(parts) => parts,
         Err((reason, errno)) => {
             let refusal = Hello::Refusal(Refusal { forked, pid, token, secret, reason, errno });
@@ -107,7 +107,7 @@ pub(crate) fn set_up(config: &Config, inherited: Option<Inherited>) -> Option<u6
     Some(parts.beacon.map_or(beacon, Beacon::leak))
 }
 
-fn build(inherited: Option<Inherited>) -> Result<Parts, (Reason, Errno)> {
+fn build(cookie: u64, inherited: Option<Inherited>) -> Result<Parts, (Reason, Errno)> {
     let userfaultfd = match inherited {
         Some(Inherited { token, .. }) if token != 0 => None,
         _ => Some(open_userfaultfd().map_err(|errno| (Reason::Userfaultfd, errno))?),
@@ -116,7 +116,7 @@ fn build(inherited: Option<Inherited>) -> Result<Parts, (Reason, Errno)> {
     let (area, ring) = Area::map().map_err(|errno| (Reason::Memory, errno))?;
     let beacon = match inherited {
         Some(_) => None,
-        None => Some(Beacon::map().map_err(|errno| (Reason::Memory, errno))?),
+        None => Some(Beacon::map(cookie).map_err(|errno| (Reason::Memory, errno))?),
     };
     Ok(Parts { area, ring, pagemap, userfaultfd, beacon })
 }

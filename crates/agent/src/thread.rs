@@ -76,18 +76,31 @@ extern "C" fn run(state: *mut State) -> ! {
                 let evicted = state.evict(runs);
                 answer(state, &evicted, &mut out);
             }
-            Some(Ok(Command::Mremap { args })) => {
-                let [old, old_size, new_size, flags, new] = args.map(|arg| arg as usize);
-                let args = [old, old_size, new_size, flags, new, state.cookie as usize];
+            Some(Ok(Command::Mremap { args: [old, old_size, new_size, flags, new] })) => {
                 // SAFETY: the program itself asked for this change of its own mappings and is stopped at its call.
-                let result = unsafe { system::raw(nr::MREMAP, args) } as i64;
-                answer(state, &Answer::Mremap { result }, &mut out);
+                let result = unsafe { execute(state, nr::MREMAP, [old, old_size, new_size, flags, new]) };
+                answer(state, &Answer::Called { result }, &mut out);
+            }
+            Some(Ok(Command::Madvise { args: [start, size, advice] })) => {
+                // SAFETY: as above.
+                let result = unsafe { execute(state, nr::MADVISE, [start, size, advice, 0, 0]) };
+                answer(state, &Answer::Called { result }, &mut out);
             }
             Some(Ok(Command::Retire)) => system::exit_thread(),
             // The pager is gone or out of its mind, and it holds pages of this program.
             None | Some(Err(_)) => system::fail_stop(),
         }
     }
+}
+
+/// A call that the gate has stopped, made with the cookie that lets it pass.
+///
+/// # Safety
+/// That of the call itself.
+unsafe fn execute(state: &State, number: usize, args: [u64; 5]) -> i64 {
+    let [a, b, c, d, e] = args.map(|arg| arg as usize);
+    // SAFETY: the caller's promise; neither call looks at a sixth argument.
+    unsafe { system::raw(number, [a, b, c, d, e, state.cookie as usize]) as i64 }
 }
 
 fn answer(state: &State, answer: &Answer, out: &mut vswap_wire::Buffer) {

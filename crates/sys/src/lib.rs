@@ -9,7 +9,7 @@
 //! | [`uffd`] | a userfaultfd: commands, and events one at a time |
 //! | [`pagemap`] | which pages of a process are present (PAGEMAP_SCAN, raw entries) |
 //! | [`maps`] | which mappings a process has (PROCMAP_QUERY, or the text) |
-//! | [`seccomp`] | the mremap gate: a user-notification filter and its listener |
+//! | [`seccomp`] | the gate before `mremap` and some `madvise`: a user-notification filter and its listener |
 //! | [`process`] | fork, spawn, wait, the tree below a process, its memory, its threads, signals |
 //! | [`socket`] | SEQPACKET sockets that carry file descriptors |
 //! | [`shared`] | memory shared with a process we do not trust |

@@ -1,9 +1,14 @@
-//! The mremap gate: a seccomp filter that stops every `mremap` of a process tree until the pager answers, and the
-//! listener through which it answers.
+//! The gate: a seccomp filter that stops some calls of a process tree until the pager answers, and the listener
+//! through which it answers.
+//!
+//! They are the calls that change what a page reads without a userfaultfd event that tells enough: every `mremap`, and
+//! `madvise` with [`GATED_ADVICE`]. The same advice by `process_madvise`, whose targets and ranges are behind
+//! pointers, is refused with `EPERM`; programs fall back to `madvise`. What a ring of io_uring is told to do passes
+//! by any filter.
 //!
 //! Owner: the child of `vswap run` installs the filter before its exec and sends the listener to the pager, which holds it
 //! for ever (the guardian shares the descriptor table, so it holds it too): when the last holder goes, a gated
-//! `mremap` fails with `ENOSYS`. The filter survives fork and exec. The idea and its measured costs are in the design
+//! call fails with `ENOSYS`. The filter survives fork and exec. The idea and its measured costs are in the design
 //! documents; the kernel side is `kernel/seccomp.c` and seccomp_unotify(2).
 
 use std::io;
@@ -24,10 +29,21 @@ pub const ARCH_I386: u32 = 0x4000_0003;
 
 const X32_BIT: u32 = 0x4000_0000;
 const MREMAP_X86_64: u32 = 25;
-const MREMAP_X32: u32 = X32_BIT | 25;
 const MREMAP_I386: u32 = 163;
+const MADVISE_X86_64: u32 = 28;
+const MADVISE_I386: u32 = 219;
+/// Of all three tables.
+const PROCESS_MADVISE: u32 = 440;
 
-/// Which argument of `mremap` (it has five) carries the cookie.
+const WIPE_ON_FORK: u32 = libc::MADV_WIPEONFORK as u32;
+const KEEP_ON_FORK: u32 = libc::MADV_KEEPONFORK as u32;
+const GUARD_INSTALL: u32 = 102;
+
+/// The advice that stops a `madvise`: `MADV_WIPEONFORK`, `MADV_KEEPONFORK` and `MADV_GUARD_INSTALL`. The kernel sends no
+/// event for them.
+pub const GATED_ADVICE: [u32; 3] = [WIPE_ON_FORK, KEEP_ON_FORK, GUARD_INSTALL];
+
+/// Which argument of a gated call (`mremap` has five, `madvise` three) carries the cookie.
 pub const COOKIE_ARGUMENT: usize = 5;
 
 const CONTINUE_FLAG: u32 = 1 << 0;
@@ -36,34 +52,58 @@ const FD_SYNC_WAKE_UP: libc::c_ulong = 1 << 0;
 const SECCOMP_FILTER_FLAGS: libc::c_ulong =
     libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
 
-const GATE_LENGTH: usize = 15;
-const ALLOW: usize = 13;
-const NOTIFY: usize = 14;
+const GATE_LENGTH: usize = 31;
+const ADVICE: usize = 14;
+const COOKIE: usize = 20;
+const REMOTE: usize = 24;
+const ALLOW: usize = 28;
+const REFUSE: usize = 29;
+const NOTIFY: usize = 30;
 
-/// Notifies on `mremap` of any of the three system call tables of the processor, except on the 64-bit one when its sixth
-/// argument is `cookie`; allows everything else.
+/// Notifies on `mremap` and on `madvise` with gated advice, of any of the three system call tables of the processor,
+/// except on the 64-bit one when the sixth argument is `cookie`; refuses gated advice by `process_madvise`; allows
+/// everything else.
+///
+/// Nothing but the architecture and the number is looked at before they decide: so the kernel (5.11) finds out, when the
+/// filter is installed, which calls it always allows, and does not run it for them at all.
 fn gate_program(cookie: u64) -> [sock_filter; GATE_LENGTH] {
     let nr = offset_of!(libc::seccomp_data, nr);
     let arch = offset_of!(libc::seccomp_data, arch);
     // Little-endian: the low half comes first.
-    let low = offset_of!(libc::seccomp_data, args) + COOKIE_ARGUMENT * 8;
-    let high = low + 4;
+    let argument = |index: usize| offset_of!(libc::seccomp_data, args) + index * 8;
+    let cookie_argument = argument(COOKIE_ARGUMENT);
     [
         /*  0 */ load(arch),
-        /*  1 */ if_equal(1, ARCH_X86_64, 4, 2),
-        /*  2 */ if_equal(2, ARCH_I386, 11, 3),
-        /*  3 */ verdict(libc::SECCOMP_RET_ALLOW), // an architecture no x86 kernel has
-        /*  4 */ load(nr),
-        /*  5 */ if_equal(5, MREMAP_X32, NOTIFY, 6),
-        /*  6 */ if_equal(6, MREMAP_X86_64, 7, ALLOW),
-        /*  7 */ load(low),
-        /*  8 */ if_equal(8, cookie as u32, 9, NOTIFY),
-        /*  9 */ load(high),
-        /* 10 */ if_equal(10, (cookie >> 32) as u32, ALLOW, NOTIFY),
-        /* 11 */ load(nr),
-        /* 12 */ if_equal(12, MREMAP_I386, NOTIFY, ALLOW),
-        /* 13 */ verdict(libc::SECCOMP_RET_ALLOW),
-        /* 14 */ verdict(libc::SECCOMP_RET_USER_NOTIF),
+        /*  1 */ if_equal(1, ARCH_X86_64, 2, 9),
+        /*  2 */ load(nr),
+        /*  3 */ if_equal(3, MREMAP_X86_64, COOKIE, 4),
+        /*  4 */ if_equal(4, MADVISE_X86_64, ADVICE, 5),
+        /*  5 */ if_equal(5, PROCESS_MADVISE, REMOTE, 6),
+        /*  6 */ if_equal(6, X32_BIT | MREMAP_X86_64, NOTIFY, 7),
+        /*  7 */ if_equal(7, X32_BIT | MADVISE_X86_64, ADVICE, 8),
+        /*  8 */ if_equal(8, X32_BIT | PROCESS_MADVISE, REMOTE, ALLOW),
+        /*  9 */ if_equal(9, ARCH_I386, 10, ALLOW), // no x86 kernel has a third one
+        /* 10 */ load(nr),
+        /* 11 */ if_equal(11, MREMAP_I386, NOTIFY, 12),
+        /* 12 */ if_equal(12, MADVISE_I386, ADVICE, 13),
+        /* 13 */ if_equal(13, PROCESS_MADVISE, REMOTE, ALLOW),
+        /* 14 */ load(argument(2)), // madvise: an int, so the low half is all
+        /* 15 */ if_equal(15, GUARD_INSTALL, 18, 16),
+        /* 16 */ if_equal(16, WIPE_ON_FORK, 18, 17),
+        /* 17 */ if_equal(17, KEEP_ON_FORK, 18, ALLOW),
+        /* 18 */ load(nr), // i386 gets here with its own number only
+        /* 19 */ if_equal(19, MADVISE_X86_64, COOKIE, NOTIFY),
+        /* 20 */ load(cookie_argument), // the agent's own?
+        /* 21 */ if_equal(21, cookie as u32, 22, NOTIFY),
+        /* 22 */ load(cookie_argument + 4),
+        /* 23 */ if_equal(23, (cookie >> 32) as u32, ALLOW, NOTIFY),
+        /* 24 */ load(argument(3)), // process_madvise
+        /* 25 */ if_equal(25, GUARD_INSTALL, REFUSE, 26),
+        /* 26 */ if_equal(26, WIPE_ON_FORK, REFUSE, 27),
+        /* 27 */ if_equal(27, KEEP_ON_FORK, REFUSE, ALLOW),
+        /* 28 */ verdict(libc::SECCOMP_RET_ALLOW),
+        /* 29 */ verdict(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        /* 30 */ verdict(libc::SECCOMP_RET_USER_NOTIF),
     ]
 }
 
@@ -88,18 +128,18 @@ fn verdict(action: u32) -> sock_filter {
 /// Installs the gate in the calling thread, for it and for all its descendants, for ever; returns the listener
 /// (close-on-exec).
 ///
-/// From then on a `mremap` here waits until someone answers on the listener, and so does whatever calls it inside
-/// (`realloc` of a large block). Allocates nothing and may be used between fork and exec.
+/// From then on a gated call here waits until someone answers on the listener, and so does whatever makes one inside
+/// (`realloc` of a large block makes an `mremap`). Allocates nothing and may be used between fork and exec.
 ///
 /// # Errors
 ///
 /// `EACCES`: needs `CAP_SYS_ADMIN` in the user namespace, or [`set_no_new_privs`] first. `EBUSY`: a filter above
 /// has a listener already (a container runtime's). `EINVAL`: a kernel before 5.19.
-pub fn install_mremap_gate(cookie: u64) -> io::Result<OwnedFd> {
+pub fn install_gate(cookie: u64) -> io::Result<OwnedFd> {
     install(cookie).map_err(io::Error::from_raw_os_error)
 }
 
-/// As [`install_mremap_gate`], with the bare error number for the path between fork and exec.
+/// As [`install_gate`], with the bare error number for the path between fork and exec.
 pub(crate) fn install(cookie: u64) -> Result<OwnedFd, Errno> {
     let mut filter = gate_program(cookie);
     let program = sock_fprog { len: GATE_LENGTH as u16, filter: filter.as_mut_ptr() };
@@ -117,13 +157,22 @@ pub(crate) fn install(cookie: u64) -> Result<OwnedFd, Errno> {
 }
 
 /// Renounces, in the calling thread and its descendants, every gain of privilege by exec. Allows an unprivileged
-/// [`install_mremap_gate`], at the price that `sudo` and other set-user-id programs do not work inside. Cannot be undone.
+/// [`install_gate`], at the price that `sudo` and other set-user-id programs do not work inside. Cannot be undone.
 ///
 /// # Errors
 ///
 /// None on a kernel this crate can run on.
 pub fn set_no_new_privs() -> io::Result<()> {
     Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
+/// What a stopped system call is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GatedCall {
+    /// `mremap`: old address, old length, new length, flags, new address.
+    Mremap,
+    /// `madvise`: address, length, advice, of which only the lower 32 bits count: one of [`GATED_ADVICE`].
+    Madvise,
 }
 
 /// A stopped system call.
@@ -137,9 +186,18 @@ pub struct Notification {
     pub arch: u32,
     /// The number of the system call in the table of `arch` (x32: with bit 30).
     pub nr: u32,
-    /// Its arguments: old address, old length, new length, flags, new address. For i386 and x32 the upper halves are
-    /// 0 or meaningless.
+    /// Its arguments, see [`GatedCall`]. For i386 and x32 the upper halves are 0 or meaningless.
     pub args: [u64; 6],
+}
+
+impl Notification {
+    /// Which call it is, whatever the table: the filter stops no others.
+    pub fn call(&self) -> GatedCall {
+        match (self.arch, self.nr & !X32_BIT) {
+            (ARCH_X86_64, MADVISE_X86_64) | (ARCH_I386, MADVISE_I386) => GatedCall::Madvise,
+            _ => GatedCall::Mremap,
+        }
+    }
 }
 
 /// How a stopped call ends.

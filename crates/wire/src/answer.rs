@@ -5,7 +5,7 @@ use crate::{BATCH_PAGES, Buffer};
 
 const STARTED: u32 = 0x7673_0021;
 const EVICTED: u32 = 0x7673_0022;
-const REMAPPED: u32 = 0x7673_0023;
+const CALLED: u32 = 0x7673_0023;
 
 /// Words in the bitmap of moved pages.
 pub const MOVED_WORDS: usize = BATCH_PAGES / 64;
@@ -35,9 +35,9 @@ pub enum Answer {
         /// Staging is empty again. If not, every later eviction moves nothing until emptying it succeeds.
         emptied: bool,
     },
-    /// The answer to an mremap.
-    Mremap {
-        /// The new address, or minus an error number.
+    /// The answer to an mremap or a madvise.
+    Called {
+        /// What the call returned (an mremap the new address), or minus an error number.
         result: i64,
     },
 }
@@ -61,8 +61,8 @@ impl Answer {
                 w.bool(*emptied);
                 w.finish()
             }
-            Answer::Mremap { result } => {
-                let mut w = Writer::new(buffer, REMAPPED);
+            Answer::Called { result } => {
+                let mut w = Writer::new(buffer, CALLED);
                 w.u64(result.cast_unsigned());
                 w.finish()
             }
@@ -96,12 +96,12 @@ impl Answer {
                 }
                 Answer::Evicted { moved, again, first_errno, emptied: r.bool("emptied")? }
             }
-            REMAPPED => {
+            CALLED => {
                 let result = r.u64()?.cast_signed();
                 if result < -MAX_ERRNO {
                     return Err(Malformed::Field("result"));
                 }
-                Answer::Mremap { result }
+                Answer::Called { result }
             }
             kind => return Err(Malformed::Kind(kind)),
         };
@@ -120,8 +120,8 @@ mod tests {
         Answer::Started { tid: 77 },
         Answer::Evicted { moved: [u64::MAX, 5], again: true, first_errno: 16, emptied: false },
         Answer::Evicted { moved: [0, 1 << 63], again: false, first_errno: 0, emptied: true },
-        Answer::Mremap { result: -14 },
-        Answer::Mremap { result: 0x7f00_1234_5000 },
+        Answer::Called { result: -14 },
+        Answer::Called { result: 0x7f00_1234_5000 },
     ];
 
     #[test]
@@ -144,7 +144,7 @@ mod tests {
                 Answer::Evicted { moved: [0; MOVED_WORDS], again: false, first_errno: 4096, emptied: true },
                 "first_errno",
             ),
-            (Answer::Mremap { result: -4096 }, "result"),
+            (Answer::Called { result: -4096 }, "result"),
         ] {
             assert_eq!(Answer::decode(answer.encode(&mut buffer())), Err(Malformed::Field(name)));
         }

@@ -11,6 +11,7 @@ use crate::{BATCH_PAGES, Buffer, MAX_RUNS, PAGE, USER_END};
 const EVICT: u32 = 0x7673_0011;
 const MREMAP: u32 = 0x7673_0012;
 const RETIRE: u32 = 0x7673_0013;
+const MADVISE: u32 = 0x7673_0014;
 
 // Kind and count in one word each, then a word per run.
 const _: () = assert!(8 + 8 * MAX_RUNS <= crate::MAX_MESSAGE);
@@ -199,6 +200,11 @@ pub enum Command<'a> {
         /// The program's five arguments, as they are.
         args: [u64; 5],
     },
+    /// Execute a madvise that the program was stopped at.
+    Madvise {
+        /// The program's three arguments, as they are.
+        args: [u64; 3],
+    },
     /// End the agent's thread; the program runs on.
     Retire,
 }
@@ -215,13 +221,8 @@ impl<'a> Command<'a> {
                 }
                 w.finish()
             }
-            Command::Mremap { args } => {
-                let mut w = Writer::new(buffer, MREMAP);
-                for arg in args {
-                    w.u64(*arg);
-                }
-                w.finish()
-            }
+            Command::Mremap { args } => encode_call(buffer, MREMAP, args),
+            Command::Madvise { args } => encode_call(buffer, MADVISE, args),
             Command::Retire => Writer::new(buffer, RETIRE).finish(),
         }
     }
@@ -250,14 +251,8 @@ impl<'a> Command<'a> {
                     Err(_) => Err(Malformed::Field("runs")),
                 }
             }
-            MREMAP => {
-                let mut args = [0; 5];
-                for arg in &mut args {
-                    *arg = r.u64()?;
-                }
-                r.end()?;
-                Ok(Command::Mremap { args })
-            }
+            MREMAP => Ok(Command::Mremap { args: decode_call(r)? }),
+            MADVISE => Ok(Command::Madvise { args: decode_call(r)? }),
             RETIRE => {
                 r.end()?;
                 Ok(Command::Retire)
@@ -265,6 +260,23 @@ impl<'a> Command<'a> {
             kind => Err(Malformed::Kind(kind)),
         }
     }
+}
+
+fn encode_call<'b>(buffer: &'b mut Buffer, kind: u32, args: &[u64]) -> &'b [u8] {
+    let mut w = Writer::new(buffer, kind);
+    for arg in args {
+        w.u64(*arg);
+    }
+    w.finish()
+}
+
+fn decode_call<const N: usize>(mut r: Reader<'_>) -> Result<[u64; N], Malformed> {
+    let mut args = [0; N];
+    for arg in &mut args {
+        *arg = r.u64()?;
+    }
+    r.end()?;
+    Ok(args)
 }
 
 #[cfg(test)]
@@ -329,7 +341,11 @@ mod tests {
 
     #[test]
     fn other_commands_come_back() {
-        for command in [Command::Mremap { args: [1, 2, 3, 4, u64::MAX] }, Command::Retire] {
+        for command in [
+            Command::Mremap { args: [1, 2, 3, 4, u64::MAX] },
+            Command::Madvise { args: [1, u64::MAX, 102] },
+            Command::Retire,
+        ] {
             assert_eq!(Command::decode(command.encode(&mut buffer())), Ok(command));
         }
     }
@@ -341,6 +357,7 @@ mod tests {
         for command in [
             Command::Evict { runs: Runs::new(&runs).unwrap() },
             Command::Mremap { args: [5; 5] },
+            Command::Madvise { args: [5; 3] },
             Command::Retire,
         ] {
             let mut seed = buffer();

@@ -9,7 +9,7 @@
 //!        16  108 bytes  path of the pager's socket, NUL-terminated
 //!       124    4 bytes  flags: bit 0 = patched
 //!       128   16 bytes  secret of the run
-//!       144    8 bytes  cookie that lets the agent's mremap pass the gate
+//!       144    8 bytes  cookie that lets the agent's calls pass the gate
 //! ```
 
 use core::fmt;
@@ -124,7 +124,7 @@ impl Config {
         self.secret
     }
 
-    /// The cookie that lets the agent's mremap pass the gate.
+    /// The cookie that lets the agent's calls pass the gate.
     pub fn cookie(&self) -> u64 {
         u64::from_le(self.cookie)
     }

@@ -9,7 +9,7 @@
 //!                                  ◄──  Welcome   (+ userfaultfd for a matched fork child)
 //!   Answer::Started                ──►
 //!                                  ◄──  Command   at most one is under way per agent
-//!   Answer::Evicted | Mremap       ──►
+//!   Answer::Evicted | Called       ──►
 //!                                  ◄──  Command::Retire; the agent closes
 //! ```
 //!

@@ -35,10 +35,10 @@ pub struct Program {
 pub enum Step<'a> {
     /// [`seccomp::set_no_new_privs`].
     NoNewPrivs,
-    /// Installs the mremap gate and sends the listener, in a message of one zero byte, over a SEQPACKET socket. The exec itself
-    /// needs no `mremap`.
+    /// Installs the gate and sends the listener, in a message of one zero byte, over a SEQPACKET socket. The exec itself
+    /// makes no gated call.
     Gate {
-        /// See [`seccomp::install_mremap_gate`].
+        /// See [`seccomp::install_gate`].
         cookie: u64,
         /// The child's end of a pair.
         socket: BorrowedFd<'a>,

@@ -1,4 +1,4 @@
-//! The mremap gate: a child behind it, and this process answering.
+//! The gate: a child behind it, and this process answering.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,7 +7,8 @@ use std::time::Duration;
 use vswap_sys::poll::{Events, poll};
 use vswap_sys::process;
 use vswap_sys::seccomp::{
-    ARCH_I386, ARCH_X86_64, Gate, Notification, Reply, install_mremap_gate, set_no_new_privs,
+    ARCH_I386, ARCH_X86_64, GATED_ADVICE, Gate, GatedCall, Notification, Reply, install_gate,
+    set_no_new_privs,
 };
 use vswap_sys::socket::{Conn, socketpair};
 use vswap_sys::{PAGE_SIZE, seccomp};
@@ -20,6 +21,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("gate_value_and_errno_do_not_execute", gate_value_and_errno_do_not_execute),
     ("gate_lets_the_cookie_pass", gate_lets_the_cookie_pass),
     ("gate_covers_the_other_entries", gate_covers_the_other_entries),
+    ("gate_stops_advice_that_no_event_tells", gate_stops_advice_that_no_event_tells),
+    ("gate_lets_other_advice_and_the_cookie_pass", gate_lets_other_advice_and_the_cookie_pass),
+    ("gate_refuses_advice_from_afar", gate_refuses_advice_from_afar),
     ("gate_holds_descendants", gate_holds_descendants),
     ("gate_signal_does_not_interrupt", gate_signal_does_not_interrupt),
     ("gate_caller_that_died", gate_caller_that_died),
@@ -39,7 +43,7 @@ fn gated(act: impl FnOnce(&Conn) -> bool) -> (u32, Gate, Conn) {
         if !is_root() {
             set_no_new_privs().unwrap();
         }
-        let listener = install_mremap_gate(COOKIE).expect("the gate");
+        let listener = install_gate(COOKIE).expect("the gate");
         theirs.send(b"g", &[listener.as_fd()]).unwrap();
         drop(listener);
         i32::from(!act(&theirs))
@@ -60,13 +64,39 @@ fn next(gate: &Gate) -> Notification {
     gate.recv().unwrap().expect("the caller lives")
 }
 
-/// mremap with a sixth argument; the result as the kernel gives it.
+/// The result as the kernel gives it.
+fn result(answer: i64) -> i64 {
+    match answer {
+        -1 => -i64::from(std::io::Error::last_os_error().raw_os_error().unwrap()),
+        _ => answer,
+    }
+}
+
+/// mremap with a sixth argument.
 fn raw_mremap(number: libc::c_long, area: Area, pages: u64, cookie: u64) -> i64 {
     // SAFETY: only memory of this area, which no Rust object lives in.
-    let answer = unsafe {
+    result(unsafe {
         libc::syscall(number, area.base, area.pages * PAGE, pages * PAGE, libc::MREMAP_MAYMOVE, 0, cookie)
-    };
-    if answer == -1 { -i64::from(std::io::Error::last_os_error().raw_os_error().unwrap()) } else { answer }
+    })
+}
+
+/// madvise of the whole area with a sixth argument.
+fn raw_madvise(number: libc::c_long, area: Area, advice: u64, cookie: u64) -> i64 {
+    // SAFETY: only memory of this area, which no Rust object lives in.
+    result(unsafe { libc::syscall(number, area.base, area.pages * PAGE, advice, 0, 0, cookie) })
+}
+
+/// process_madvise of the whole area, in this process, with a sixth argument.
+fn process_madvise(number: libc::c_long, area: Area, advice: u64, cookie: u64) -> i64 {
+    let range = libc::iovec { iov_base: area.base as *mut _, iov_len: (area.pages * PAGE) as usize };
+    // SAFETY: takes integers.
+    let own = unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) };
+    assert!(own >= 0);
+    // SAFETY: only memory of this area, which no Rust object lives in; the range outlives the call.
+    let answer = result(unsafe { libc::syscall(number, own, &raw const range, 1, advice, 0, cookie) });
+    // SAFETY: opened above, and used by nobody else.
+    unsafe { libc::close(own as i32) };
+    answer
 }
 
 fn mremap(area: Area, pages: u64) -> i64 {
@@ -83,6 +113,7 @@ fn gate_continue_executes() {
     gate.set_sync_wake().unwrap();
     let call = next(&gate);
     assert_eq!((call.tid, call.arch, call.nr), (child, ARCH_X86_64, libc::SYS_mremap as u32));
+    assert_eq!(call.call(), GatedCall::Mremap);
     assert_eq!(call.args[..4], [area.base, 4 * PAGE, 4000 * PAGE, libc::MREMAP_MAYMOVE as u64]);
     assert!(gate.is_valid(call.id) && !gate.is_valid(call.id + 1));
     gate.respond(call.id, Reply::Continue).unwrap();
@@ -122,19 +153,94 @@ fn gate_lets_the_cookie_pass() {
     finish(child);
 }
 
-/// The i386 entry with the number of *its* mremap.
-fn mremap_by_int80() -> i32 {
+fn gate_stops_advice_that_no_event_tells() {
+    let area = Area::new(2);
+    // The kernel takes an int: what lies above it is no way around.
+    let advice: Vec<u64> =
+        GATED_ADVICE.iter().flat_map(|&low| [u64::from(low), u64::from(low) | 0xdead_beef << 32]).collect();
+    let (child, gate, conn) = gated(|conn| {
+        area.write(1, 42);
+        let answers = advice.iter().all(|&advice| {
+            raw_madvise(libc::SYS_madvise, area, advice, COOKIE ^ 1) == 7
+                && raw_madvise(libc::SYS_madvise, area, advice, 0) == -i64::from(libc::ENOMEM)
+        });
+        let untouched = area.read(1) == 42;
+        conn.send(b"continue", &[]).unwrap();
+        // The real thing: a child of this child reads zeros.
+        let executed = raw_madvise(libc::SYS_madvise, area, u64::from(GATED_ADVICE[0]), 0) == 0;
+        let grandchild = process::fork_with(|| area.read(1).into()).unwrap();
+        answers && untouched && executed && process::wait(grandchild).unwrap().code() == Some(0)
+    });
+    for &advice in &advice {
+        for reply in [Reply::Value(7), Reply::Errno(libc::ENOMEM)] {
+            let call = next(&gate);
+            assert_eq!((call.tid, call.arch, call.nr), (child, ARCH_X86_64, libc::SYS_madvise as u32));
+            assert_eq!(call.call(), GatedCall::Madvise);
+            assert_eq!(call.args[..3], [area.base, 2 * PAGE, advice]);
+            gate.respond(call.id, reply).unwrap();
+        }
+    }
+    conn.recv(&mut [0; 8]).unwrap();
+    gate.respond(next(&gate).id, Reply::Continue).unwrap();
+    finish(child);
+}
+
+fn gate_lets_other_advice_and_the_cookie_pass() {
+    let area = Area::new(2);
+    // Nobody answers: what does not pass hangs, and the runner's time limit fails the test.
+    let (child, gate, _conn) = gated(|_| {
+        let others = [libc::MADV_DONTNEED, libc::MADV_FREE, libc::MADV_DONTFORK, libc::MADV_DOFORK, 103];
+        let passed = |advice: u64, cookie| raw_madvise(libc::SYS_madvise, area, advice, cookie) == 0;
+        area.write(1, 42);
+        let others = others.iter().all(|&advice| passed(advice as u64, 0)) && area.read(1) == 0;
+        area.write(1, 42);
+        let [wipe, keep, guard] = GATED_ADVICE.map(u64::from);
+        let wiped = passed(wipe, COOKIE)
+            && process::wait(process::fork_with(|| area.read(1).into()).unwrap()).unwrap().code() == Some(0);
+        let kept = passed(keep, COOKIE)
+            && process::wait(process::fork_with(|| area.read(1).into()).unwrap()).unwrap().code() == Some(42);
+        let guarded = passed(guard, COOKIE) && passed(103, 0) && area.read(1) == 0;
+        // An answer of the kernel's, so it was asked: advice that does not exist.
+        let unknown = raw_madvise(libc::SYS_madvise, area, 0x7fff, 0) == -i64::from(libc::EINVAL);
+        others && wiped && kept && guarded && unknown
+    });
+    finish(child);
+    assert!(!readable(&gate, Duration::ZERO));
+}
+
+fn gate_refuses_advice_from_afar() {
+    let area = Area::new(2);
+    let (child, gate, _conn) = gated(|_| {
+        area.write(1, 42);
+        // What lies above the int, and the cookie, make no difference.
+        let refused = GATED_ADVICE.iter().all(|&advice| {
+            [libc::SYS_process_madvise, 0x4000_0000 | libc::SYS_process_madvise].iter().all(|&number| {
+                [u64::from(advice), u64::from(advice) | 1 << 32]
+                    .iter()
+                    .all(|&advice| process_madvise(number, area, advice, COOKIE) == -i64::from(libc::EPERM))
+            })
+        });
+        let untouched = area.read(1) == 42;
+        let cold = process_madvise(libc::SYS_process_madvise, area, libc::MADV_COLD as u64, 0);
+        refused && untouched && cold == (2 * PAGE) as i64
+    });
+    finish(child);
+    assert!(!readable(&gate, Duration::ZERO));
+}
+
+/// The i386 entry, for calls that the gate ends or that fail.
+fn int80(number: i32, args: [u32; 5]) -> i32 {
     let answer: i32;
-    // SAFETY: a system call that the gate answers without executing it; no address in it is real. The number of the
-    // 64-bit table's register rbx is saved by hand, because the compiler reserves it.
+    // SAFETY: a system call that is not executed or fails: no address in it is real. The register rbx is saved by
+    // hand, because the compiler reserves it.
     unsafe {
         std::arch::asm!(
-            "xchg {base:r}, rbx",
+            "xchg {first:r}, rbx",
             "int 0x80",
-            "xchg {base:r}, rbx",
-            base = inout(reg) 0x1000_u64 => _,
-            inlateout("eax") 163 => answer,
-            in("ecx") 0x1000, in("edx") 0x2000, in("esi") 1, in("edi") 0,
+            "xchg {first:r}, rbx",
+            first = inout(reg) u64::from(args[0]) => _,
+            inlateout("eax") number => answer,
+            in("ecx") args[1], in("edx") args[2], in("esi") args[3], in("edi") args[4],
             lateout("r8") _, lateout("r9") _, lateout("r10") _, lateout("r11") _,
         );
     }
@@ -143,17 +249,26 @@ fn mremap_by_int80() -> i32 {
 
 fn gate_covers_the_other_entries() {
     let area = Area::new(1);
+    let guard = GATED_ADVICE[2];
     let (child, gate, _conn) = gated(|_| {
         // Even with the cookie: only the agent knows it, and it is a 64-bit program.
-        let x32 = raw_mremap(0x4000_0000 | libc::SYS_mremap, area, 2, COOKIE);
-        let i386 = mremap_by_int80();
-        // The same number in the other table is a different call: it passes.
-        // SAFETY: number 25 of i386 is stime: fails with a null pointer.
-        x32 == -71 && i386 == -72
+        let x32 = [
+            raw_mremap(0x4000_0000 | libc::SYS_mremap, area, 2, COOKIE),
+            raw_madvise(0x4000_0000 | libc::SYS_madvise, area, guard.into(), COOKIE),
+        ];
+        let i386 = [int80(163, [0x1000, 0x1000, 0x2000, 1, 0]), int80(219, [0x1000, 0x1000, guard, 0, 0])];
+        // Refused, not stopped.
+        let afar = int80(440, [u32::MAX, 0x1000, 1, guard, 0]);
+        // The numbers of the 64-bit table are other calls here, and pass: stime and oldfstat with bad pointers.
+        let passed =
+            int80(25, [16, 0, 0, 0, 0]) == -libc::EFAULT && int80(28, [0, 16, guard, 0, 0]) == -libc::EFAULT;
+        x32 == [-71, -73] && i386 == [-72, -74] && afar == -libc::EPERM && passed
     });
-    let call = next(&gate);
-    assert_eq!((call.arch, call.nr), (ARCH_X86_64, 0x4000_0000 | 25));
-    gate.respond(call.id, Reply::Errno(71)).unwrap();
+    for (number, call_is, errno) in [(25, GatedCall::Mremap, 71), (28, GatedCall::Madvise, 73)] {
+        let call = next(&gate);
+        assert_eq!((call.arch, call.nr, call.call()), (ARCH_X86_64, 0x4000_0000 | number, call_is));
+        gate.respond(call.id, Reply::Errno(errno)).unwrap();
+    }
     if !poll(&[(gate.as_fd(), Events::IN)], Some(PATIENCE)).unwrap()[0].contains(Events::IN) {
         // A kernel without the 32-bit entry kills whoever uses it.
         println!("NOT TESTED: no i386 entry in this kernel");
@@ -163,9 +278,12 @@ fn gate_covers_the_other_entries() {
         );
         return;
     }
-    let call = next(&gate);
-    assert_eq!((call.arch, call.nr, call.args[1]), (ARCH_I386, 163, 0x1000));
-    gate.respond(call.id, Reply::Errno(72)).unwrap();
+    for (number, call_is, errno) in [(163, GatedCall::Mremap, 72), (219, GatedCall::Madvise, 74)] {
+        let call = next(&gate);
+        assert_eq!((call.arch, call.nr, call.call()), (ARCH_I386, number, call_is));
+        assert_eq!(call.args[1], 0x1000);
+        gate.respond(call.id, Reply::Errno(errno)).unwrap();
+    }
     finish(child);
 }
 
@@ -253,7 +371,7 @@ fn gate_without_holder_answers_enosys() {
 
 fn gate_only_one() {
     let (child, _gate, _conn) =
-        gated(|_| install_mremap_gate(1).is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)));
+        gated(|_| install_gate(1).is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)));
     finish(child);
 }
 
@@ -266,10 +384,10 @@ fn gate_needs_privilege_or_no_new_privs() {
         )
         .unwrap();
     }
-    assert_eq!(install_mremap_gate(COOKIE).unwrap_err().raw_os_error(), Some(libc::EACCES));
+    assert_eq!(install_gate(COOKIE).unwrap_err().raw_os_error(), Some(libc::EACCES));
     assert!(!process::status(std::process::id()).unwrap().no_new_privs, "it must not renounce by itself");
     set_no_new_privs().unwrap();
-    install_mremap_gate(COOKIE).unwrap();
+    install_gate(COOKIE).unwrap();
     let status = process::status(std::process::id()).unwrap();
     assert!(status.no_new_privs && status.seccomp == 2);
 }

@@ -3,6 +3,7 @@
 #[path = "../../src/agent_image.rs"]
 #[allow(unreachable_pub)]
 mod agent_image;
+mod calls;
 mod costs;
 mod forks;
 mod mini;
@@ -377,31 +378,6 @@ fn a_child_that_cannot_find_the_pager_is_served_without_an_agent() {
     program.tell("end");
     assert_eq!(program.hear(), "status 0");
     assert_eq!(program.ask("check"), "intact");
-    assert_eq!(program.end().code(), Some(0));
-}
-
-#[test]
-fn mremap_is_executed_for_the_program() {
-    if !can_page() {
-        return;
-    }
-    let pager = Pager::new();
-    let (mut program, target, start) = start(&pager, 16);
-    assert_eq!(target.evict(&[run(start + 2 * PAGE, 5)]), all(5));
-    let maymove = libc::MREMAP_MAYMOVE as u64;
-    // A guard page follows, so growing means moving.
-    assert_eq!(target.mremap([start, 16 * PAGE, 32 * PAGE, 0, 0]), i64::from(-libc::ENOMEM));
-    let moved = target.mremap([start, 16 * PAGE, 32 * PAGE, maymove, 0]).cast_unsigned();
-    assert!(moved != start && moved.is_multiple_of(PAGE));
-    assert_eq!(program.ask(&format!("moved {moved:#x}")), "intact");
-    let length = 16 * PAGE;
-    let end = start + length;
-    assert_eq!(
-        target.service.events(),
-        [format!("remap {start:#x} {moved:#x} {length:#x}"), format!("gone {start:#x}..{end:#x}")]
-    );
-    assert_eq!(target.mremap([1, PAGE, PAGE, 0, 0]), i64::from(-libc::EINVAL));
-    assert_eq!(target.mremap([start, PAGE, 2 * PAGE, maymove, 0]), i64::from(-libc::EFAULT));
     assert_eq!(program.end().code(), Some(0));
 }
 

@@ -252,8 +252,17 @@ impl Target {
 
     pub(crate) fn mremap(&self, args: [u64; 5]) -> i64 {
         self.send(Order::Mremap { args });
+        self.called()
+    }
+
+    pub(crate) fn madvise(&self, args: [u64; 3]) -> i64 {
+        self.send(Order::Madvise { args });
+        self.called()
+    }
+
+    fn called(&self) -> i64 {
         match self.answer() {
-            Answer::Mremap { result } => result,
+            Answer::Called { result } => result,
             answer => panic!("{answer:?}"),
         }
     }

@@ -31,6 +31,15 @@ fn target() {
                 }
                 say("dropped");
             }
+            // Any advice, with the answer as the program gets it.
+            "advise" => {
+                let size = (number(2) * PAGE) as usize;
+                // SAFETY: inside the mapping, which no reference points into.
+                let result =
+                    unsafe { libc::madvise(memory.word(number(1), 0).cast(), size, number(3) as i32) };
+                say(&format!("advised {result}"));
+            }
+            "empty" => say(memory.empty(number(1))),
             "protect" => {
                 memory.protect(number(1), number(2));
                 say("protected");
@@ -84,6 +93,10 @@ fn fork_and_obey(memory: &Memory, generation: u32) -> String {
     }
     say(&format!("child {}", memory.check()));
     while let Some(line) = listen() {
+        if let Some(page) = line.strip_prefix("empty ") {
+            say(&format!("child {}", memory.empty(page.parse().unwrap())));
+            continue;
+        }
         match line.trim() {
             "check" => say(&format!("child {}", memory.check())),
             "fork" => say(&format!("{} {}", generation, fork_and_obey(memory, generation + 1))),
@@ -137,6 +150,12 @@ impl Memory {
             }
         }
         "intact"
+    }
+
+    fn empty(&self, page: u64) -> &'static str {
+        // SAFETY: inside the mapping, aligned.
+        let nonzero = |word| unsafe { self.word(page, word).read_volatile() } != 0;
+        if (0..PAGE / 8).any(nonzero) { "full" } else { "empty" }
     }
 
     fn advise(&self, page: u64, pages: u64, advice: i32) {
