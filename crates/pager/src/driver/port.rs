@@ -91,7 +91,10 @@ impl Port {
                 self.pagemap = Some(pagemap);
             }
             (Err(error), _) | (_, Err(error)) => {
-                self.shared.warn(format!("process {pid} cannot be evicted from: {error}"));
+                let ended = matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT));
+                if !ended {
+                    self.shared.warn(format!("process {pid} cannot be evicted from: {error}"));
+                }
             }
         }
         self.agent = Some(agent);

@@ -13,6 +13,7 @@ pub fn at_peak(peaks: &mut Peaks, space: &SpaceUsage, evicted: u64, tables: u64)
     peaks.backing = backing(space);
     let live = space.pool.map_or(0, |pool| pool.live_bytes);
     peaks.ratio = if live == 0 { 0.0 } else { (peaks.backing.pool * PAGE_SIZE as u64) as f64 / live as f64 };
+    peaks.file_bytes = peaks.file_bytes.max(space.tiers.iter().map(|tier| tier.device_bytes).sum());
     peaks.metadata_per_slot = (space.metadata_bytes + tables) as f64 / evicted.max(1) as f64;
 }
 
@@ -52,7 +53,7 @@ pub fn summary(shared: &Shared, peaks: &Peaks) -> Summary {
         },
         evictions: meters.evictions.load(Relaxed),
         spilled: meters.spilled.load(Relaxed),
-        peak_file_bytes: peaks.file_bytes,
+        peak_file_bytes: peaks.file_bytes.max(space.tiers.iter().map(|tier| tier.device_bytes).sum()),
         stalled_ms: meters.stalled_ns.load(Relaxed) / 1_000_000,
         throttled_ms: meters.throttled_ns.load(Relaxed) / 1_000_000,
         windows: meters.windows.load(Relaxed),
