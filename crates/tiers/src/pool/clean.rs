@@ -1,8 +1,8 @@
 //! The cleaner: copies live objects out of sparse segments and frees them.
 //!
-//! Which: while more than [`Cleaning::waste_max`] of the pool is waste, the segment with the best cost-benefit
-//! (1 − u) × age / (1 + u), u being its live share (Rosenblum and Ousterhout, 1991). A young sparse segment is left to
-//! get sparser by itself; an old one will not change any more and is worth cleaning earlier.
+//! Which: while more than [`Cleaning::waste_max`] of the pool is waste, the segment with the most waste. Cost-benefit,
+//! (1 − u) × age / (1 + u) with u the live share (Rosenblum and Ousterhout, 1991), is there to compare: under uniform and
+//! zipf churn it moves more than greedy does (the example `churn`; figures in the crate documentation).
 //!
 //! Where to: an open output segment of about the victim's age, so that age order survives and cold objects end up among
 //! cold ones.
@@ -18,7 +18,7 @@
 //! One cleaner works at a time, under the cleaner's lock.
 
 use super::object::{Header, OBJECT_MAX, location};
-use super::segment::{Role, SEGMENT, Segment, Walk};
+use super::segment::{PAGE, Role, SEGMENT, Segment, Walk};
 use super::{Pool, SHARDS};
 use std::sync::atomic::Ordering::Relaxed;
 use vswap_core::{CleanReport, Location, Owner, Relocated, SlotId, StoreError};
@@ -47,16 +47,18 @@ pub enum Choice {
 
 impl Default for Cleaning {
     fn default() -> Self {
-        Self { waste_max: 0.15, choice: Choice::CostBenefit, by_age: true }
+        Self { waste_max: 0.15, choice: Choice::Greedy, by_age: true }
     }
 }
 
 /// A segment with less of the pool's greatest waste than this is not worth its copying, however old.
 const VICTIM_WASTE_MIN: f64 = 0.5;
+/// Dead bytes in an open segment that are left alone: it is still being filled.
+const OPEN_DEAD_MAX: u32 = SEGMENT / 8;
 /// A victim with at least this waste after its turn gives up the pages without live objects.
 const SHED_WASTE: f64 = 0.5;
 /// Victims found by one scan of the segments.
-const VICTIMS: usize = 16;
+const VICTIMS: usize = 32;
 /// Open outputs, each of another age.
 const OUTPUTS: usize = 4;
 /// Bytes and objects copied out at a time.
@@ -131,6 +133,16 @@ impl Cleaner {
     }
 }
 
+/// A segment that may be cleaned.
+#[derive(Clone, Copy)]
+struct Candidate {
+    score: f64,
+    index: u32,
+    age: u64,
+    /// Bytes that cleaning it gives back.
+    gain: u64,
+}
+
 /// One call of clean.
 struct Run<'a> {
     pool: &'a Pool,
@@ -148,23 +160,31 @@ impl Run<'_> {
     fn go(&mut self, cleaner: &mut Cleaner) {
         loop {
             let victims = self.victims(cleaner.call);
-            if victims[0].is_none() {
+            if victims.iter().all(Option::is_none) {
                 return;
             }
-            for index in victims.into_iter().flatten() {
-                let clean = self.pool.waste() <= self.pool.cleaning.waste_max;
-                if clean || self.budget == 0 || !self.empty(index, cleaner) {
+            for victim in victims.into_iter().flatten() {
+                if self.excess() == 0 || self.budget == 0 || !self.empty(victim.index, cleaner) {
                     return;
                 }
             }
         }
     }
 
+    /// Bytes of waste over what is allowed.
+    fn excess(&self) -> u64 {
+        let live = self.pool.account.live_bytes.load(Relaxed) as f64;
+        let allowed = live / (1.0 - self.pool.cleaning.waste_max);
+        self.pool.account.segments.load(Relaxed).saturating_sub(allowed as u64)
+    }
+
     /// Seals the open segments that are themselves sparse: else a pool of one segment could never be cleaned.
     fn close_sparse(&self, cleaner: &mut Cleaner) {
         let seal = |index| {
             let mut segment = self.pool.segment(index).expect("open").write();
-            let sparse = segment.live_objects > 0 && waste(&segment) > self.pool.cleaning.waste_max;
+            let sparse = segment.live_objects > 0
+                && segment.dead() > OPEN_DEAD_MAX
+                && segment.dead_share() > self.pool.cleaning.waste_max;
             if sparse {
                 segment.role = Role::Sealed;
             }
@@ -179,12 +199,14 @@ impl Run<'_> {
         }
     }
 
-    /// The segments with the best cost-benefit, best first, but for those that had their turn in this call: what is
-    /// left in them was busy.
-    fn victims(&self, call: u32) -> [Option<u32>; VICTIMS] {
+    /// The segments that are best cleaned first, as many as are needed to get rid of the excess; from old to young, so
+    /// that what goes to one output goes there in order of age. Those that had their turn in this call are left out:
+    /// what remains in them was busy.
+    fn victims(&self, call: u32) -> [Option<Candidate>; VICTIMS] {
         let Cleaning { waste_max, choice, .. } = self.pool.cleaning;
         let now = self.pool.clock.load(Relaxed);
-        let mut best = [(0.0f64, None); VICTIMS];
+        let mut best = [None::<Candidate>; VICTIMS];
+        let score = |c: &Option<Candidate>| c.map_or(0.0, |c| c.score);
         for index in 0..self.pool.end.load(Relaxed) {
             let Some(entry) = self.pool.segment(index) else { break };
             let segment = entry.read();
@@ -193,17 +215,27 @@ impl Run<'_> {
                 continue;
             }
             let u = 1.0 - waste(&segment);
-            let age = now.saturating_sub(segment.age) as f64 + 1.0;
-            let score = match choice {
+            let distance = now.saturating_sub(segment.age) as f64 + 1.0;
+            let merit = match choice {
                 Choice::Greedy => 1.0 - u,
-                Choice::CostBenefit => (1.0 - u) * age / (1.0 + u),
+                Choice::CostBenefit => (1.0 - u) * distance / (1.0 + u),
             };
-            if score > best[VICTIMS - 1].0 {
-                best[VICTIMS - 1] = (score, Some(index));
-                best.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+            if merit > score(&best[VICTIMS - 1]) {
+                let gain = segment.resident() - segment.live_bytes;
+                best[VICTIMS - 1] =
+                    Some(Candidate { score: merit, index, age: segment.age, gain: gain.into() });
+                best.sort_unstable_by(|a, b| score(b).total_cmp(&score(a)));
             }
         }
-        best.map(|(_, index)| index)
+        let mut excess = self.excess();
+        for candidate in &mut best {
+            if excess == 0 {
+                *candidate = None;
+            }
+            excess = excess.saturating_sub(candidate.map_or(0, |c| c.gain));
+        }
+        best.sort_unstable_by_key(|c| c.map(|c| c.age));
+        best
     }
 
     /// Moves everything out of a victim and frees it; `false` if the memory or the budget is used up.
@@ -340,7 +372,7 @@ impl Run<'_> {
             }
             youngest
         });
-        let index = self.pool.open(self.cap)?;
+        let index = self.pool.open(self.cap, PAGE)?;
         outputs[place] = Some(Output { index, age });
         Ok(place)
     }

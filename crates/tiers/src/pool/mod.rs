@@ -40,6 +40,8 @@ use vswap_core::{CleanReport, LoadError, Location, Owner, Page, SlotId, StoreErr
 /// Open segments that stores append to at the same time. A thread takes the first that is free, so that a lone
 /// evictor fills one.
 const SHARDS: usize = 4;
+/// Bytes of a segment that stores touch at a time: a fault for each page costs a tenth of a store.
+const STORE_GRAIN: u32 = 64 << 10;
 /// An open segment that is this many segments behind is closed, so that age order is off by no more than this.
 const LAG_MAX: u64 = 8;
 
@@ -67,6 +69,10 @@ impl Account {
     fn uncharge(&self, bytes: u64) {
         let before = self.resident.fetch_sub(bytes, Relaxed);
         assert!(before >= bytes, "uncharged {bytes} of {before} bytes");
+    }
+
+    fn is_over(&self) -> bool {
+        self.resident.load(Relaxed) > self.limit.load(Relaxed)
     }
 
     /// How far stores may go: the rest is the cleaner's reserve, a segment or an eighth of a small pool.
@@ -143,8 +149,9 @@ impl Pool {
         if total == 0 { 0.0 } else { total.saturating_sub(live) as f64 / total as f64 }
     }
 
-    /// Opens a segment. It has no memory yet. The tables' growth is charged up to `cap`.
-    fn open(&self, cap: u64) -> Result<u32, StoreError> {
+    /// Opens a segment whose pages are touched by `grain` bytes. It has no memory yet. The tables' growth is charged up
+    /// to `cap`.
+    fn open(&self, cap: u64, grain: u32) -> Result<u32, StoreError> {
         let mut registry = self.registry.lock();
         let index = match registry.free.pop() {
             Some(Reverse(index)) => index,
@@ -174,6 +181,7 @@ impl Pool {
         assert!(segment.role == Role::Free && segment.live_objects == 0);
         segment.role = Role::Open;
         segment.age = self.clock.fetch_add(1, Relaxed);
+        segment.grain = grain;
         Ok(index)
     }
 
@@ -202,6 +210,10 @@ impl Pool {
     fn append(&self, slot: SlotId, payload: &[u8]) -> Result<Location, StoreError> {
         let header = Header::new(slot, payload);
         let cap = self.account.store_cap();
+        if self.account.is_over() {
+            // The limit was lowered. There may be room in a page that is touched already; it is refused all the same.
+            return Err(StoreError::Full);
+        }
         let mut shard = self
             .shards
             .iter()
@@ -210,7 +222,7 @@ impl Pool {
         loop {
             let index = match *shard {
                 Some(index) => index,
-                None => *shard.insert(self.open(cap)?),
+                None => *shard.insert(self.open(cap, STORE_GRAIN)?),
             };
             let mut segment = self.segment(index).expect("open").write();
             if segment.live_objects == 0 {

@@ -27,7 +27,7 @@ use memmap2::{Advice, MmapMut};
 use vswap_core::{LoadError, PAGE_SIZE, Page, SlotId};
 
 /// Bytes of a page, as offsets are counted.
-const PAGE: u32 = PAGE_SIZE as u32;
+pub(super) const PAGE: u32 = PAGE_SIZE as u32;
 /// Bytes of a segment.
 pub(super) const SEGMENT: u32 = 1 << 20;
 
@@ -56,6 +56,8 @@ pub(super) struct Segment {
     used: u32,
     /// Bytes of touched pages.
     resident: u32,
+    /// Pages are touched in pieces of this size: a multiple of the page size, set by whoever opens the segment.
+    pub(super) grain: u32,
     pub(super) live_bytes: u32,
     pub(super) live_objects: u32,
     /// Order of age: lower is older.
@@ -77,9 +79,19 @@ impl Segment {
         self.resident
     }
 
+    /// Bytes of dead objects.
+    pub(super) fn dead(&self) -> u32 {
+        self.used - self.live_bytes
+    }
+
+    /// Share of what was appended that is dead, 0 to 1.
+    pub(super) fn dead_share(&self) -> f64 {
+        f64::from(self.dead()) / f64::from(self.used.max(1))
+    }
+
     /// Bytes that appending `size` bytes would touch for the first time.
     pub(super) fn growth(&self, size: u32) -> u32 {
-        (self.used + size).next_multiple_of(PAGE) - self.used.next_multiple_of(PAGE)
+        (self.used + size).next_multiple_of(self.grain) - self.used.next_multiple_of(self.grain)
     }
 
     /// Maps the memory if it is not mapped; `false` if the system has none.
@@ -98,10 +110,15 @@ impl Segment {
         let size = header.size();
         assert!(self.role == Role::Open && self.fits(size) && payload.len() == header.length() as usize);
         let at = self.used as usize;
+        let growth = self.growth(size);
         let memory = self.memory.as_mut().expect("mapped before append");
+        if growth > PAGE {
+            // One call for all of them instead of a fault for each. An old kernel refuses; then they fault.
+            let _ = memory.advise_range(Advice::PopulateWrite, self.resident as usize, growth as usize);
+        }
         memory[at..at + HEADER as usize].copy_from_slice(&header.to_bytes());
         memory[at + HEADER as usize..][..payload.len()].copy_from_slice(payload);
-        self.resident += self.growth(size);
+        self.resident += growth;
         self.used += size;
         self.live_bytes += size;
         self.live_objects += 1;

@@ -343,7 +343,7 @@ fn the_limit_holds_and_leaves_the_cleaner_room() {
         };
     };
     assert_eq!(full, StoreError::Full);
-    assert!(pool.usage().resident_bytes > limit - u64::from(SEGMENT) - 3 * PAGE_SIZE as u64);
+    assert!(pool.usage().resident_bytes > limit - u64::from(SEGMENT) - 2 * u64::from(STORE_GRAIN));
     recount(&pool);
     // Every third dies: no segment is empty, so without room to copy into nothing could be freed.
     let dead: Vec<_> = (1..n).filter(|i| i % 3 == 0).map(slot).collect();
