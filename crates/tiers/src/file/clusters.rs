@@ -225,12 +225,16 @@ impl Clusters {
         Some(cluster)
     }
 
-    /// Forgets closed clusters at the end; the new number of clusters, if it changed. Bad pages there are forgotten too
-    /// and would be found again.
-    pub(super) fn trim(&mut self) -> Option<usize> {
+    /// Clusters from the start of the file to the last one that is open or remembered.
+    pub(super) fn count(&self) -> usize {
+        self.maps.len()
+    }
+
+    /// Forgets closed clusters at the end. Bad pages there are forgotten too and would be found again.
+    pub(super) fn trim(&mut self) {
         let end = self.maps.iter().rposition(|m| m.pages > 0).map_or(0, |last| last + 1);
         if end == self.maps.len() {
-            return None;
+            return;
         }
         self.maps.truncate(end);
         if self.maps.capacity() > 2 * end {
@@ -238,6 +242,5 @@ impl Clusters {
         }
         self.closed_hint = self.closed_hint.min(end);
         self.hole_hint = 0;
-        Some(end)
     }
 }

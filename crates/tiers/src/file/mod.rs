@@ -91,10 +91,18 @@ impl FileTier {
 
     fn open(&self, clusters: &mut Clusters, cluster: usize, pages: usize) -> Result<(), StoreError> {
         let start = cluster as u64 * CLUSTER_BYTES;
-        retry(|| self.device.reserve(start, (pages * PAGE_SIZE) as u64)).map_err(|e| store_error(&e))?;
-        let words = self.rmap.open(cluster).map_err(|_| StoreError::Full)?;
+        if let Err(e) = retry(|| self.device.reserve(start, (pages * PAGE_SIZE) as u64)) {
+            // Some of it may have been reserved before the space ran out.
+            self.vacate(clusters, cluster);
+            return Err(store_error(&e));
+        }
+        let Ok(words) = self.rmap.open(cluster) else {
+            self.vacate(clusters, cluster);
+            return Err(StoreError::Full);
+        };
         if !clusters.opened(cluster, pages) {
             self.rmap.close(cluster);
+            self.vacate(clusters, cluster);
             return Err(StoreError::Full);
         }
         self.rmap_bytes.fetch_add(words, Relaxed);
@@ -107,10 +115,17 @@ impl FileTier {
         let emptied = if bad { clusters.give_bad(page) } else { clusters.give(page) };
         let Some(cluster) = emptied else { return };
         self.rmap_bytes.fetch_sub(self.rmap.close(cluster), Relaxed);
+        self.vacate(&mut clusters, cluster);
+    }
+
+    /// Gives the storage of a closed cluster back.
+    fn vacate(&self, clusters: &mut Clusters, cluster: usize) {
+        clusters.trim();
         // What cannot be given back now is overwritten or given back with the file; it is not a reason to stop.
-        let _ = match clusters.trim() {
-            Some(end) => retry(|| self.device.truncate(end as u64 * CLUSTER_BYTES)),
-            None => retry(|| self.device.punch(cluster as u64 * CLUSTER_BYTES, CLUSTER_BYTES)),
+        let _ = if cluster >= clusters.count() {
+            retry(|| self.device.truncate(clusters.count() as u64 * CLUSTER_BYTES))
+        } else {
+            retry(|| self.device.punch(cluster as u64 * CLUSTER_BYTES, CLUSTER_BYTES))
         };
     }
 

@@ -119,8 +119,15 @@ impl Device for Faulty {
         self.0.lock().settle.take().map_or(Ok(()), |e| Err(e.into()))
     }
 
-    fn reserve(&self, _: u64, _: u64) -> io::Result<()> {
-        self.0.lock().reserve.map_or(Ok(()), |e| Err(e.into()))
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut faults = self.0.lock();
+        let Some(e) = faults.reserve else { return Ok(()) };
+        // As a real one does: half of it, then the error.
+        let half = (offset + len / 2) as usize;
+        if faults.bytes.len() < half {
+            faults.bytes.resize(half, 0);
+        }
+        Err(e.into())
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -183,6 +190,7 @@ fn no_space_for_a_cluster_uses_the_holes_that_there_are() {
     let places = store(&tier, 1..=CLUSTER as u64);
     device.0.lock().reserve = Some(Errno::NOSPC);
     assert_eq!(store(&tier, [900]), [Err(StoreError::Full)]);
+    assert_eq!(device.0.lock().bytes.len() as u64, CLUSTER_BYTES, "what was reserved in vain stays");
     for n in [7, 300] {
         tier.release(slot(n), places[n as usize - 1].expect("stored"));
     }
