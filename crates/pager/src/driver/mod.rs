@@ -18,6 +18,7 @@ mod meter;
 mod pins;
 mod port;
 mod server;
+mod settle;
 mod shared;
 mod summary;
 mod tenant;

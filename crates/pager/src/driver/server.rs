@@ -19,6 +19,7 @@ use vswap_wire as wire;
 
 use super::gate::{GUARD_INSTALL, gated_call, wipes};
 use super::port::Port;
+use super::settle::Settler;
 use super::shared::Shared;
 use super::tenant::{Agent, Equipment, Note, Tenant};
 use crate::proto::{AddressSpace, BATCH_PAGES, Call, ChildKey, Counters, Effect, Fault, Input, Ticket};
@@ -53,6 +54,7 @@ pub struct Server {
     /// The thread served last, and its CPU, where this thread runs as well.
     placed: (u32, u32),
     threads: HashMap<u32, ThreadFile>,
+    settler: Settler,
     counted: Counters,
     quiet_tries: u32,
     barren: u32,
@@ -104,6 +106,7 @@ impl Server {
             faults: 0,
             placed: (0, u32::MAX),
             threads: HashMap::new(),
+            settler: Settler::default(),
             counted: Counters::default(),
             quiet_tries: 0,
             barren: 0,
@@ -194,6 +197,7 @@ impl Server {
             }
             Message::Fault { addr, write, tid, .. } => {
                 self.place(tid);
+                self.settler.faulted(tid);
                 let stamp = self.shared.now_ns();
                 self.space.input(Input::Fault(Fault { addr, write, tid, stamp }));
             }
@@ -420,7 +424,23 @@ impl Server {
             }
             self.space.input(Input::Evict(self.tenant.wanted.load(Relaxed).min(BATCH_PAGES)));
         }
+        self.settle();
         self.tenant.evictions.load(Relaxed)
+    }
+
+    /// Finds out whether pages may leave again that a REMOVE has named.
+    fn settle(&mut self) {
+        let pid = self.tenant.pid.load(Relaxed);
+        if self.settler.watches() {
+            if self.settler.settled(pid) {
+                self.space.input(Input::Settled);
+            }
+        } else if self.space.owes()
+            && self.tenant.wanted.load(Relaxed) > 0
+            && self.settler.begin(pid, self.port.agent_tid)
+        {
+            self.space.input(Input::SettleBegin);
+        }
     }
 
     /// Takes what has left off the wish; a sweep that found nothing a few times in a row ends the wish.

@@ -86,6 +86,10 @@ pub enum Input {
     Guarded(Range<u64>),
     /// In the first range, a forked child reads zeros in these parts and what the parent has in the rest.
     WipedOnFork(Range<u64>, Vec<Range<u64>>),
+    /// The driver begins to look whether every thread has left its madvise: what is owed by now is meant.
+    SettleBegin,
+    /// Every thread has left whatever madvise it was in when `SettleBegin` came: those zaps are done.
+    Settled,
     /// The granted call has returned: an address or 0, or a negative errno.
     Returned(Ticket, i64),
     /// The window of the parent, in which this address space was forked, has closed.

@@ -89,6 +89,8 @@ pub struct AddressSpace {
     pub(super) table: PageTable,
     pub(super) registered: RangeSet,
     pub(super) owed: RangeSet,
+    /// What of it was owed when the driver began to look whether the calls behind it have returned.
+    settling: RangeSet,
     /// Where a forked child reads zeros. Exact for registered ranges.
     pub(super) wiped: RangeSet,
     pub(super) warm: Marks,
@@ -152,6 +154,11 @@ impl AddressSpace {
         self.window.is_some() && self.granted.is_none() && !self.parent_open && !self.gone
     }
 
+    /// Whether pages stay because a REMOVE was read whose zap may still come.
+    pub fn owes(&self) -> bool {
+        !self.owed.is_empty()
+    }
+
     /// The call that is being executed.
     pub fn granted(&self) -> Option<(Ticket, Call)> {
         self.granted
@@ -212,6 +219,12 @@ impl AddressSpace {
                 self.drop_slots(range);
             }
             Input::Guarded(_) => {}
+            Input::SettleBegin => self.settling = self.owed.clone(),
+            Input::Settled => {
+                for range in core::mem::take(&mut self.settling).iter() {
+                    self.owed.remove(range);
+                }
+            }
             Input::WipedOnFork(range, parts) => self.wiped_on_fork(range, parts),
             Input::ParentClosed => self.parent_open = false,
             Input::Throttle(on) => self.throttled = on,
@@ -269,6 +282,7 @@ impl AddressSpace {
 
     fn discard(&mut self, range: Range<u64>) {
         self.open();
+        self.settling.remove(range.clone());
         self.drop_slots(range.clone());
         if self.rules.owed {
             self.owed.insert(range);
@@ -314,6 +328,7 @@ impl AddressSpace {
         }
         if self.rules.owed_carried {
             self.owed.shift(from, to, len);
+        self.settling.shift(from, to, len);
         } else {
             self.owed.remove(source.clone());
             self.owed.remove(target.clone());

@@ -515,3 +515,23 @@ fn what_grows_out_of_a_wiped_mapping_is_wiped_too() {
     let (_, child) = kernel.children.pop().unwrap();
     assert_eq!((space.evicted(), child.evicted()), (2, 0));
 }
+
+#[test]
+fn what_is_owed_is_forgiven_once_every_thread_has_left_its_madvise_and_no_later_remove_with_it() {
+    let (mut kernel, mut space) = evicted(2);
+    for page in 0..2 {
+        space.input(fault(A + page * PAGE));
+    }
+    kernel.run(&mut space);
+    space.input(Input::Remove(A..A + 2 * PAGE)); // MADV_FREE: the pages stay
+    drain(&mut kernel, &mut space);
+    space.input(Input::SettleBegin);
+    space.input(Input::Remove(A..A + PAGE));
+    drain(&mut kernel, &mut space);
+    space.input(Input::Settled);
+    for _ in 0..3 {
+        space.input(Input::Evict(2));
+        kernel.run(&mut space);
+    }
+    assert_eq!(kernel.present.keys().collect::<Vec<_>>(), [&A], "the second REMOVE is still owed");
+}
