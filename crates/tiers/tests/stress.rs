@@ -8,13 +8,12 @@ mod support;
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use support::{page, slot};
+use support::{dir, page, slot};
 use vswap_core::{LoadError, Location, Owner, PAGE_SIZE, Relocated, SlotId, StoreError, Tier};
-use vswap_tiers::Pool;
+use vswap_tiers::{FileTier, Pool};
 
 const SLOTS: u64 = 6000;
 const THREADS: u64 = 4;
-const OPS: u64 = 15_000;
 
 /// What a slot holds.
 #[derive(Clone, Copy, Default)]
@@ -61,11 +60,11 @@ impl Rng {
 }
 
 /// One thread's work.
-fn work(pool: &Pool, slots: &Slots, rng: &mut Rng) {
+fn work(tier: &dyn Tier, ops: u64, slots: &Slots, rng: &mut Rng) {
     let mut into = [0; PAGE_SIZE];
     // Taken out of their words, not yet released: for these the cleaner hears Gone.
     let mut late = Vec::new();
-    for i in 0..OPS {
+    for i in 0..ops {
         // Half of the work on a tenth of the slots.
         let n = if rng.below(2) == 0 { 1 + rng.below(SLOTS / 10) } else { 1 + rng.below(SLOTS - 1) };
         let (slot, seed) = (slot(n), rng.below(1 << 40));
@@ -73,10 +72,10 @@ fn work(pool: &Pool, slots: &Slots, rng: &mut Rng) {
             0..=2 => {
                 let mut word = slots.word(slot).lock();
                 if let Some(old) = word.at.take() {
-                    pool.release(slot, old);
+                    tier.release(slot, old);
                 }
                 let mut out = Vec::new();
-                pool.store(&[(slot, &page(seed))], &mut out);
+                tier.store(&[(slot, &page(seed))], &mut out);
                 match out[0] {
                     Ok(at) => *word = Word { at: Some(at), seed },
                     Err(e) => assert_eq!(e, StoreError::Full),
@@ -86,7 +85,7 @@ fn work(pool: &Pool, slots: &Slots, rng: &mut Rng) {
                 // A load that holds nothing: the word before, the object, the word after.
                 let before = *slots.word(slot).lock();
                 let Some(at) = before.at else { break };
-                let loaded = pool.load(slot, at, &mut into);
+                let loaded = tier.load(slot, at, &mut into);
                 let after = *slots.word(slot).lock();
                 if (after.at, after.seed) != (before.at, before.seed) {
                     continue;
@@ -103,47 +102,50 @@ fn work(pool: &Pool, slots: &Slots, rng: &mut Rng) {
             _ => {
                 // Writeback of the coldest.
                 let mut cold = Vec::new();
-                pool.coldest(8, &mut cold);
+                tier.coldest(8, &mut cold);
                 for (slot, at) in cold {
                     let mut word = slots.word(slot).lock();
                     if word.at == Some(at) && i % 16 == 7 {
-                        assert_eq!(pool.load(slot, at, &mut into), Ok(()));
+                        assert_eq!(tier.load(slot, at, &mut into), Ok(()));
                         assert!(into == page(word.seed));
                         word.at = None;
-                        pool.release(slot, at);
+                        tier.release(slot, at);
                     }
                 }
             }
         }
         if late.len() > 50 {
-            late.drain(..).for_each(|(slot, at)| pool.release(slot, at));
+            late.drain(..).for_each(|(slot, at)| tier.release(slot, at));
         }
     }
-    late.drain(..).for_each(|(slot, at)| pool.release(slot, at));
+    late.drain(..).for_each(|(slot, at)| tier.release(slot, at));
 }
 
-fn stress(limit: u64, seed: u64) {
+/// Returns how many objects the cleaners moved, and how many were gone.
+fn stress(tier: &dyn Tier, ops: u64, seed: u64) -> (u64, u64) {
     println!("seed {seed}");
-    let pool = Pool::new(limit);
+    let limit = tier.usage().limit_bytes;
     let slots = Slots { words: (0..SLOTS).map(|_| Mutex::default()).collect(), answers: Default::default() };
     let over = AtomicBool::new(false);
     let moved = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for c in 0..2 {
-            let (pool, slots, over, moved) = (&pool, &slots, &over, &moved);
+            let (slots, over, moved) = (&slots, &over, &moved);
             scope.spawn(move || {
                 while !over.load(Relaxed) {
-                    moved.fetch_add(pool.clean(slots, if c == 0 { u64::MAX } else { 50_000 }).moved, Relaxed);
-                    assert!(pool.usage().resident_bytes <= limit + (1 << 20), "{:?}", pool.usage());
+                    moved.fetch_add(tier.clean(slots, if c == 0 { u64::MAX } else { 50_000 }).moved, Relaxed);
+                    let usage = tier.usage();
+                    let occupied = if usage.device_bytes > 0 { 0 } else { usage.resident_bytes };
+                    assert!(occupied <= limit + (1 << 20) && usage.device_bytes <= limit, "{usage:?}");
                     std::thread::yield_now();
                 }
             });
         }
         let workers: Vec<_> = (0..THREADS)
             .map(|t| {
-                let (pool, slots) = (&pool, &slots);
+                let slots = &slots;
                 scope.spawn(move || {
-                    work(pool, slots, &mut Rng(seed.wrapping_mul(THREADS).wrapping_add(t) << 1 | 1))
+                    work(tier, ops, slots, &mut Rng(seed.wrapping_mul(THREADS).wrapping_add(t) << 1 | 1))
                 })
             })
             .collect();
@@ -153,30 +155,40 @@ fn stress(limit: u64, seed: u64) {
     });
     let [_, answered_moved, gone] = slots.answers.each_ref().map(|a| a.load(Relaxed));
     assert_eq!(answered_moved, moved.load(Relaxed));
-    assert!(
-        answered_moved > 1000 && gone > 0,
-        "the cleaner had too little to do: {answered_moved} moved, {gone} gone"
-    );
     let mut into = [0; PAGE_SIZE];
     for n in 1..SLOTS {
         let word = *slots.word(slot(n)).lock();
         let Some(at) = word.at else { continue };
-        assert_eq!(pool.load(slot(n), at, &mut into), Ok(()));
+        assert_eq!(tier.load(slot(n), at, &mut into), Ok(()));
         assert!(into == page(word.seed), "slot {n} has other contents");
-        pool.release(slot(n), at);
-        assert_eq!(pool.load(slot(n), at, &mut into), Err(LoadError::Stale));
+        tier.release(slot(n), at);
+        assert_eq!(tier.load(slot(n), at, &mut into), Err(LoadError::Stale));
     }
-    let usage = pool.usage();
-    assert_eq!((usage.objects, usage.live_bytes), (0, 0));
-    assert!(usage.resident_bytes < 1 << 18, "{usage:?}");
+    let usage = tier.usage();
+    assert_eq!((usage.objects, usage.live_bytes, usage.device_bytes), (0, 0, 0));
+    (answered_moved, gone)
+}
+
+fn stress_pool(limit: u64, seed: u64) {
+    let pool = Pool::new(limit);
+    let (moved, gone) = stress(&pool, 15_000, seed);
+    assert!(moved > 1000 && gone > 0, "the cleaner had too little to do: {moved} moved, {gone} gone");
+    assert!(pool.usage().resident_bytes < 1 << 18, "{:?}", pool.usage());
 }
 
 #[test]
-fn nothing_is_lost_with_room() {
-    stress(64 << 20, 1);
+fn nothing_is_lost_in_a_pool_with_room() {
+    stress_pool(64 << 20, 1);
 }
 
 #[test]
-fn nothing_is_lost_at_the_limit() {
-    stress(9 << 20, 2);
+fn nothing_is_lost_in_a_pool_at_its_limit() {
+    stress_pool(9 << 20, 2);
+}
+
+#[test]
+fn nothing_is_lost_in_a_file() {
+    // At its limit, so that places are used again at once.
+    let file = FileTier::create(&dir(), 4 << 20).expect("a file");
+    stress(&file, 4000, 3);
 }
