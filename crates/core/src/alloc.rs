@@ -83,10 +83,6 @@ pub(crate) fn place(slot: SlotId) -> (u32, u32) {
     ((slot.get() / u64::from(SLOTS)) as u32, (slot.get() % u64::from(SLOTS)) as u32)
 }
 
-fn slot(number: u32, index: u32) -> SlotId {
-    SlotId::new(u64::from(number) * u64::from(SLOTS) + u64::from(index)).expect("number 0 is never used")
-}
-
 impl Allocator {
     pub(crate) fn new() -> Self {
         Self {
@@ -118,8 +114,8 @@ impl Allocator {
         loop {
             let cluster = &current[at].1;
             let left = n - (out.len() - before);
-            let number = cluster.number();
-            let got = cluster.alloc(left.min(SLOTS as usize) as u32, |index| out.push(slot(number, index)));
+            let want = left.min(SLOTS as usize) as u32;
+            let got = cluster.alloc(want, |index| out.push(cluster.slot(index)));
             if got as usize == left {
                 return Ok(());
             }

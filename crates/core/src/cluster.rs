@@ -18,6 +18,7 @@
 //! Only the holder of a counted reference (of a busy bit, which keeps the slot as well) may count on a cluster's being
 //! in the directory. Walkers may find it retired: every word is then free for ever, which answers every question.
 
+use crate::SlotId;
 use crate::charge::Charges;
 use crate::directory::{OutOfMemory, try_boxed};
 use crate::sync::{AtomicU32, AtomicU64};
@@ -63,6 +64,12 @@ impl Cluster {
 
     pub(crate) fn number(&self) -> u32 {
         self.number
+    }
+
+    /// The slot at this index.
+    pub(crate) fn slot(&self, index: u32) -> SlotId {
+        SlotId::new(u64::from(self.number) * u64::from(SLOTS) + u64::from(index))
+            .expect("cluster 0 is never used")
     }
 
     pub(crate) fn charges(&self) -> &Charges {

@@ -14,9 +14,20 @@ use crate::alloc::place;
 use crate::cluster::Cluster;
 use crate::space::VirtualSwap;
 use crate::sync::Pin;
-use crate::word::{Backing, Place, Word};
-use crate::{SlotId, Tier};
+use crate::word::{Backing, Loss, Place, Word};
+use crate::{Location, SlotId, Tier};
 use std::sync::Arc;
+
+/// What a change of backing does to the object that backed the slot before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum OldObject {
+    /// It is released and counted off.
+    Release,
+    /// It does not exist: it is counted off only.
+    Missing,
+    /// It is part of the new backing, a frame's former one.
+    Kept,
+}
 
 /// The busy bit of one slot.
 #[must_use = "a slot that stays busy is stuck for ever"]
@@ -24,8 +35,8 @@ pub(crate) struct Held {
     pub(crate) slot: SlotId,
     /// What backs the slot: it cannot change while it is held, except by the holder.
     pub(crate) old: Backing,
-    /// The old object does not exist: count it off, but do not release it.
-    pub(crate) missing: bool,
+    /// What becomes of the old object when another backing is published.
+    pub(crate) old_object: OldObject,
     cluster: Arc<Cluster>,
     index: u32,
 }
@@ -36,6 +47,14 @@ impl Held {
         if let Some((place, _)) = backing.as_object() {
             self.cluster.charges().objects(place, 1);
         }
+    }
+
+    /// The old object is lost in this way.
+    pub(crate) fn lose(&mut self, loss: Loss) {
+        self.old_object = match loss {
+            Loss::Corrupt => OldObject::Release,
+            Loss::Missing => OldObject::Missing,
+        };
     }
 
     fn word(&self) -> Word {
@@ -91,7 +110,15 @@ impl VirtualSwap {
                 return None;
             }
             match cluster.swap(index, word, word.busy()) {
-                Ok(()) => return Some(Held { slot, old, missing: false, cluster: cluster.share(), index }),
+                Ok(()) => {
+                    return Some(Held {
+                        slot,
+                        old,
+                        old_object: OldObject::Release,
+                        cluster: cluster.share(),
+                        index,
+                    });
+                }
                 Err(now) => word = now,
             }
         }
@@ -122,7 +149,7 @@ impl VirtualSwap {
         loop {
             debug_assert!(word.is_busy() && word.backing() == held.old, "{word:?} is held as {:?}", held.old);
             if word.count() == 0 {
-                self.release(&held.cluster, held.slot, new, false);
+                self.release(&held.cluster, held.slot, new, OldObject::Release);
                 self.tear_down(held);
                 return false;
             }
@@ -134,7 +161,7 @@ impl VirtualSwap {
         }
         held.cluster.charges().change(held.old, new);
         self.waits.wake(held.slot);
-        self.release(&held.cluster, held.slot, held.old, held.missing);
+        self.release(&held.cluster, held.slot, held.old, held.old_object);
         true
     }
 
@@ -155,7 +182,7 @@ impl VirtualSwap {
 
     /// Frees a slot without references that the caller holds.
     fn tear_down(&self, held: Held) {
-        self.release(&held.cluster, held.slot, held.old, held.missing);
+        self.release(&held.cluster, held.slot, held.old, held.old_object);
         held.cluster.charges().slots(held.old, -1);
         held.cluster.clear(held.index);
         self.waits.wake(held.slot);
@@ -165,12 +192,15 @@ impl VirtualSwap {
     /// Frees a slot whose last reference the caller dropped while nobody held it.
     pub(crate) fn tear_down_last(&self, cluster: &Pin<Cluster>, index: u32, slot: SlotId) {
         let old = cluster.word(index).backing();
-        self.tear_down(Held { slot, old, missing: false, cluster: cluster.share(), index });
+        self.tear_down(Held { slot, old, old_object: OldObject::Release, cluster: cluster.share(), index });
     }
 
     /// Releases what a word no longer names.
-    fn release(&self, cluster: &Cluster, slot: SlotId, backing: Backing, missing: bool) {
-        let object = match backing {
+    fn release(&self, cluster: &Cluster, slot: SlotId, backing: Backing, object: OldObject) {
+        if object == OldObject::Kept {
+            return;
+        }
+        let named = match backing {
             Backing::Cached(frame) => {
                 let former = self.frames.former(frame);
                 self.frames.release(frame);
@@ -178,12 +208,17 @@ impl VirtualSwap {
             }
             other => other.as_object(),
         };
-        if let Some((place, at)) = object {
+        if let Some((place, at)) = named {
             cluster.charges().objects(place, -1);
-            if !missing {
+            if object == OldObject::Release {
                 self.tier(place).release(slot, at);
             }
         }
+    }
+
+    /// Releases an object of a held slot that its frame named as the former backing and no longer does.
+    pub(crate) fn release_object(&self, held: &Held, place: Place, at: Location) {
+        self.release(&held.cluster, held.slot, Backing::object(place, at), OldObject::Release);
     }
 
     /// Who keeps the objects of a place.

@@ -15,7 +15,10 @@ use crate::filled::fill;
 use crate::space::{Source, VirtualSwap};
 use crate::sync::Pin;
 use crate::word::{Backing, Loss, Place};
-use crate::{LoadError, LoadFailure, Location, Page, SlotId};
+use crate::{LoadError, LoadFailure, Page, SlotId};
+
+/// Tries without busy that may be lost to movers (a cleaner, say) before a loader makes them wait.
+const TRIES: usize = 8;
 
 /// One try to load.
 enum Try {
@@ -76,17 +79,18 @@ impl VirtualSwap {
         slot: SlotId,
         into: &mut Page,
     ) -> Result<Source, LoadFailure> {
-        loop {
+        for tries in 1.. {
             match self.try_load(at, slot, into) {
                 Try::Done(outcome) => return outcome,
-                Try::Again => {}
-                Try::Hold => {
+                Try::Again if tries < TRIES => {}
+                Try::Again | Try::Hold => {
                     if let Some(outcome) = self.load_held(at, slot, into) {
                         return outcome;
                     }
                 }
             }
         }
+        unreachable!("the loop ends by returning")
     }
 
     fn try_load(&self, (cluster, index): (&Pin<Cluster>, u32), slot: SlotId, into: &mut Page) -> Try {
@@ -130,15 +134,18 @@ impl VirtualSwap {
         let (place, location, source) = match held.old {
             Backing::Tier(tier, at) => (Place::Tier(tier), at, Source::Tier(tier)),
             Backing::Pool(at) => (Place::Pool, at, Source::Pool),
-            Backing::Cached(frame) if !self.frames.load(frame, slot, into) => {
-                panic!("frame {frame:?} of slot {} holds another slot's page", slot.get())
+            Backing::Cached(frame) => {
+                let is_slots = self.frames.load(frame, slot, into);
+                assert!(is_slots, "frame {frame:?} of slot {} holds another slot's page", slot.get());
+                self.give_up(held);
+                return Some(Ok(Source::Cached));
             }
             _ => {
                 self.give_up(held);
                 return None;
             }
         };
-        let loss = match self.load_object(slot, place, location, into) {
+        let loss = match self.tier(place).load(slot, location, into) {
             Ok(()) => {
                 self.give_up(held);
                 return Some(Ok(source));
@@ -150,19 +157,8 @@ impl VirtualSwap {
             Err(LoadError::Corrupt) => Loss::Corrupt,
             Err(LoadError::Stale) => Loss::Missing,
         };
-        held.missing = loss == Loss::Missing;
+        held.lose(loss);
         self.publish(held, Backing::Error(loss, place), None);
         Some(Err(LoadFailure::Lost { slot, place, loss }))
-    }
-
-    /// Loads an object that is held.
-    pub(crate) fn load_object(
-        &self,
-        slot: SlotId,
-        place: Place,
-        at: Location,
-        into: &mut Page,
-    ) -> Result<(), LoadError> {
-        self.tier(place).load(slot, at, into)
     }
 }

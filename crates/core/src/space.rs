@@ -2,7 +2,8 @@
 //! their own.
 
 use crate::alloc::{AllocError, Allocator, place};
-use crate::charge::{Sums, place_index};
+use crate::charge::{Charges, Sums, place_index};
+use crate::cluster::SLOTS;
 use crate::count::{Counts, Put};
 use crate::frame::Frames;
 use crate::scratch::Scratch;
@@ -11,7 +12,7 @@ use crate::wait::Waits;
 use crate::word::{Backing, Place, SHADOW_BITS, TIERS_MAX, Word};
 use crate::{GroupId, SlotId, Tier, TierId, TierUsage};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Pages written out in one tick of the shadows: 4095 ticks are 1 GiB of refault distance.
 const TICK_PAGES: u64 = 64;
@@ -91,6 +92,10 @@ pub struct VirtualSwap {
     pub(crate) tiers: Vec<Arc<dyn Tier>>,
     /// Working memory for background work; one set is always here or in use.
     pub(crate) scratch: Mutex<Vec<Scratch>>,
+    /// Tiers that take nothing new, a bit each.
+    pub(crate) closed: AtomicU32,
+    /// Clusters that swapoff has passed in this lap.
+    pub(crate) scan: AtomicU32,
     /// Pages ever written out.
     written_out: AtomicU64,
 }
@@ -111,6 +116,8 @@ impl VirtualSwap {
             pool: config.pool,
             tiers: config.tiers,
             scratch: Mutex::new(vec![Scratch::new()]),
+            closed: AtomicU32::new(0),
+            scan: AtomicU32::new(0),
             written_out: AtomicU64::new(0),
         }
     }
@@ -227,6 +234,31 @@ impl VirtualSwap {
             charges.add_to(&mut sums);
         }
         self.usage_of(&sums)
+    }
+
+    /// The same as [`usage`](Self::usage), with slots and objects counted from the slot words and the frames and not
+    /// from the accounts: equal when nothing is under way. Slow.
+    pub fn recount(&self) -> SpaceUsage {
+        let recount = Charges::new(GroupId(0));
+        for number in 1..=self.allocator.last_number() {
+            let Some(cluster) = self.allocator.cluster(number) else { continue };
+            for word in (0..SLOTS).map(|index| cluster.word(index)).filter(|word| *word != Word::FREE) {
+                let backing = word.backing();
+                recount.slots(backing, 1);
+                let object = match backing {
+                    Backing::Cached(frame) => self.frames.former(frame),
+                    other => other.as_object(),
+                };
+                if let Some((place, _)) = object {
+                    recount.objects(place, 1);
+                }
+            }
+        }
+        let mut sums = Sums::default();
+        recount.add_to(&mut sums);
+        let mut usage = self.usage_of(&sums);
+        usage.frames = usage.cached;
+        usage
     }
 
     fn usage_of(&self, sums: &Sums) -> SpaceUsage {

@@ -7,6 +7,7 @@ use crate::scratch::{BATCH, Scratch};
 use crate::space::VirtualSwap;
 use crate::word::{Backing, Pattern, Place};
 use crate::{Page, SlotId, StoreError, StoreFailure, TierId};
+use std::sync::atomic::Ordering::SeqCst;
 
 /// What [`VirtualSwap::place`] found for a page.
 pub(crate) type Placed = Result<Backing, Option<StoreError>>;
@@ -58,7 +59,7 @@ impl VirtualSwap {
                 self.place(now, scratch, &mut placed);
                 let shadow = self.age(n as u64);
                 for ((held, placed), (slot, _)) in held.into_iter().flatten().zip(placed).zip(now) {
-                    out.push(self.settle(held, placed, shadow).map_err(|e| match e {
+                    out.push(self.settle(held, placed, Some(shadow)).map_err(|e| match e {
                         Some(error) => StoreFailure::Refused { slot: *slot, error },
                         None => StoreFailure::NoTier { slot: *slot },
                     }));
@@ -69,11 +70,16 @@ impl VirtualSwap {
     }
 
     /// Publishes what was found for a held slot, or gives up.
-    pub(crate) fn settle(&self, held: Held, placed: Placed, shadow: u16) -> Result<(), Option<StoreError>> {
+    pub(crate) fn settle(
+        &self,
+        held: Held,
+        placed: Placed,
+        shadow: Option<u16>,
+    ) -> Result<(), Option<StoreError>> {
         match placed {
             Ok(backing) => {
                 held.charge(backing);
-                self.publish(held, backing, Some(shadow));
+                self.publish(held, backing, shadow);
                 Ok(())
             }
             Err(error) => {
@@ -99,14 +105,15 @@ impl VirtualSwap {
         self.place_in_tiers(pages, scratch, out);
     }
 
-    /// Offers the pages that have no backing yet to each tier below the pool.
+    /// Offers the pages that have no backing yet to each tier below the pool that is in service.
     pub(crate) fn place_in_tiers(
         &self,
         pages: &[(SlotId, &Page)],
         scratch: &mut Scratch,
         out: &mut [Placed],
     ) {
-        for tier in 0..self.tiers.len() {
+        let closed = self.closed.load(SeqCst);
+        for tier in (0..self.tiers.len()).filter(|tier| closed & 1 << tier == 0) {
             self.offer(Place::Tier(TierId(tier as u8)), pages, scratch, out);
         }
     }

@@ -137,7 +137,7 @@ impl VirtualSwap {
                 fates[i] = Fate::Written;
                 continue;
             };
-            fates[i] = match self.settle(held, *placed, shadow) {
+            fates[i] = match self.settle(held, *placed, Some(shadow)) {
                 Ok(()) => Fate::Written,
                 Err(error) => Fate::Stuck(error.unwrap_or(StoreError::Full)),
             };

@@ -1,0 +1,733 @@
+//! The six invariants, and the rules of who may do what. Each test fails when its rule is broken: what another thread
+//! would do at the worst moment is done by a hook in the middle of a tier's operation.
+#![cfg(not(loom))]
+
+mod common;
+
+use common::*;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+use vswap_core::{
+    GroupId, LoadError, LoadFailure, Location, Loss, Owner, PAGE_SIZE, Place, Relocated, SlotId, Source,
+    StoreError, Tier, TierId, VirtualSwap,
+};
+
+/// A compressible, an incompressible, a zero, a short and a long pattern page.
+const SEEDS: [u64; 5] = [3, 4, 0, 1, 2];
+const TIER: Source = Source::Tier(TierId(0));
+
+struct World {
+    space: Arc<VirtualSwap>,
+    pool: Arc<MemTier>,
+    file: Arc<MemTier>,
+}
+
+fn world() -> World {
+    let (pool, file) = (MemTier::pool(1000), MemTier::device(1000));
+    pool.refuse(incompressible);
+    World { space: Arc::new(space(&pool, &[&file], 100)), pool, file }
+}
+
+impl World {
+    fn in_pool(&self, seed: u64) -> SlotId {
+        let slot = alloc(&self.space, 1)[0];
+        store(&self.space, slot, seed).expect("room");
+        assert_eq!(check(&self.space, slot, seed), Source::Pool);
+        slot
+    }
+
+    fn in_file(&self) -> SlotId {
+        let slot = alloc(&self.space, 1)[0];
+        store(&self.space, slot, 4).expect("room");
+        assert_eq!(check(&self.space, slot, 4), TIER);
+        slot
+    }
+
+    fn cached(&self, seed: u64) -> SlotId {
+        let slot = alloc(&self.space, 1)[0];
+        assert!(cache(&self.space, slot, seed));
+        slot
+    }
+
+    fn audit(&self) {
+        audit(&self.space, &self.pool, &[&self.file]);
+    }
+
+    /// Nothing is left anywhere.
+    fn assert_empty(&self) {
+        self.audit();
+        let usage = self.space.usage();
+        assert_eq!((usage.slots, usage.frames, self.pool.objects(), self.file.objects()), (0, 0, 0, 0));
+    }
+
+    fn location(&self, tier: &MemTier, slot: SlotId) -> Location {
+        tier.locations().iter().find(|(s, _)| *s == slot).expect("has an object").1
+    }
+
+    /// Does `act` once, the first time that a tier is at `at`.
+    fn once(
+        &self,
+        tier: &MemTier,
+        at: At,
+        act: impl Fn(&VirtualSwap) + Send + Sync + 'static,
+    ) -> Arc<AtomicBool> {
+        let space = Arc::downgrade(&self.space);
+        let done = Arc::new(AtomicBool::new(false));
+        let flag = done.clone();
+        tier.set_hook(move |now, _| {
+            if now == at && !flag.swap(true, SeqCst) {
+                act(&space.upgrade().expect("in use"));
+            }
+        });
+        done
+    }
+}
+
+// Invariants.
+
+#[test]
+fn invariant_1_a_page_survives_every_move() {
+    let w = world();
+    for seed in SEEDS {
+        let slot = alloc(&w.space, 1)[0];
+        let mut page = [0x77; PAGE_SIZE];
+        assert_eq!(w.space.load(slot, &mut page), Err(LoadFailure::NeverStored { slot }));
+        assert!(cache(&w.space, slot, seed));
+        check(&w.space, slot, seed);
+        assert_eq!(w.space.write_out(10).written, 1);
+        check(&w.space, slot, seed);
+        w.space.clean(u64::MAX);
+        check(&w.space, slot, seed);
+        w.space.promote_many(&[slot]);
+        check(&w.space, slot, seed);
+        w.space.clean(u64::MAX);
+        w.space.write_out(10);
+        check(&w.space, slot, seed);
+        w.space.write_back(10);
+        check(&w.space, slot, seed);
+        w.space.promote_many(&[slot]);
+        w.space.write_out(10);
+        check(&w.space, slot, seed);
+        // Newer bytes replace older ones wherever those are.
+        assert!(cache(&w.space, slot, seed + 5));
+        check(&w.space, slot, seed + 5);
+        store(&w.space, slot, seed + 10).expect("room");
+        check(&w.space, slot, seed + 10);
+        w.space.free_n(&[slot]);
+        assert_eq!(w.space.load(slot, &mut page), Err(LoadFailure::NotAllocated { slot }));
+        w.assert_empty();
+    }
+}
+
+#[test]
+fn invariant_1_a_failed_store_leaves_the_older_page() {
+    let w = world();
+    w.file.set_limit(0);
+    for seed in [0, 1, 3] {
+        let slot = alloc(&w.space, 1)[0];
+        store(&w.space, slot, seed).expect("room");
+        assert_eq!(store(&w.space, slot, 4), Err(StoreError::Full));
+        check(&w.space, slot, seed);
+    }
+    w.space.set_max_frames(0);
+    let slot = w.in_pool(3);
+    assert!(!cache(&w.space, slot, 8));
+    check(&w.space, slot, 3);
+    w.audit();
+}
+
+#[test]
+fn invariant_1_a_lost_page_is_an_error_until_it_is_stored_again() {
+    for loss in [Loss::Missing, Loss::Corrupt] {
+        let w = world();
+        let (pooled, filed) = (w.in_pool(3), w.in_file());
+        for (tier, slot, place) in [(&w.pool, pooled, Place::Pool), (&w.file, filed, Place::Tier(TierId(0)))]
+        {
+            if loss == Loss::Missing {
+                tier.lose_all_objects();
+            } else {
+                tier.fail_loads(1, LoadError::Corrupt);
+            }
+            let mut page = [0x77; PAGE_SIZE];
+            let lost = Err(LoadFailure::Lost { slot, place, loss });
+            assert_eq!(w.space.load(slot, &mut page), lost);
+            tier.fail_loads(0, LoadError::Corrupt);
+            assert_eq!(w.space.load(slot, &mut page), lost, "it stays lost");
+            assert_eq!(w.space.promote_many(&[slot]), 0);
+            w.audit();
+        }
+        assert_eq!(w.space.usage().lost, 2);
+        store(&w.space, pooled, 8).expect("room");
+        check(&w.space, pooled, 8);
+        w.space.free_n(&[pooled, filed]);
+        w.assert_empty();
+    }
+}
+
+#[test]
+fn invariant_1_an_unreadable_device_is_an_error_and_the_copy_stays() {
+    let w = world();
+    let slot = w.in_file();
+    w.file.fail_loads(1, LoadError::Io(5));
+    let mut page = [0x77; PAGE_SIZE];
+    let failure = w.space.load(slot, &mut page).expect_err("the device fails");
+    assert!(matches!(failure, LoadFailure::Io { errno: 5, .. }), "{failure}");
+    w.file.fail_loads(0, LoadError::Io(5));
+    assert_eq!(check(&w.space, slot, 4), TIER);
+}
+
+#[test]
+fn invariant_2_a_device_page_is_not_released_while_it_is_read() {
+    within_seconds(20, || {
+        let w = world();
+        let slot = w.in_file();
+        // Another holder stores anew while the device reads: it has to wait (the tier checks that as well).
+        let stored = Arc::new(AtomicBool::new(false));
+        let (threads, joins) = mpsc::channel();
+        let flag = stored.clone();
+        let space = w.space.clone();
+        let done = w.once(&w.file, At::Loading, move |_| {
+            let (space, flag) = (space.clone(), flag.clone());
+            let thread = std::thread::spawn(move || {
+                store(&space, slot, 3).expect("room");
+                flag.store(true, SeqCst);
+            });
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!stored.load(SeqCst), "the backing changed during the read");
+            threads.send(thread).expect("listened to");
+        });
+        let mut page = [0x77; PAGE_SIZE];
+        assert_eq!(w.space.load(slot, &mut page), Ok(TIER));
+        assert!(page == page_of(4) && done.load(SeqCst));
+        joins.recv().expect("one").join().expect("stored");
+        check(&w.space, slot, 3);
+        assert_eq!(w.file.objects(), 0);
+        w.file.clear_hook();
+        w.space.free_n(&[slot]);
+        w.assert_empty();
+    });
+}
+
+#[test]
+fn invariant_2_each_object_is_released_once() {
+    // The tiers of the tests panic at a second release; the audit finds those that never came.
+    let w = world();
+    let slots: Vec<_> = (0..50).map(|i| w.in_pool(3 + 5 * i)).collect();
+    w.space.dup_n(&slots);
+    w.space.promote_many(&slots[..20]);
+    w.space.write_back(10);
+    w.space.clean(u64::MAX);
+    w.space.free_n(&slots);
+    w.audit();
+    assert_eq!(w.pool.objects() + w.file.objects(), 50);
+    let mut pages = vec![[0; PAGE_SIZE]; 50];
+    let mut out = Vec::new();
+    w.space.take_many(&slots, &mut pages, &mut out);
+    assert!(out.iter().all(Result::is_ok));
+    w.assert_empty();
+}
+
+#[test]
+fn invariant_3_metadata_outlives_every_refusal() {
+    let w = world();
+    w.file.refuse(|_| Some(StoreError::Io(5)));
+    let slot = w.cached(4);
+    w.space.dup_n(&[slot, slot]);
+    // Refused as incompressible by the pool, failed by the file.
+    let out = w.space.write_out(10);
+    assert_eq!((out.written, out.stuck), (0, Some(StoreError::Io(5))));
+    assert_eq!((check(&w.space, slot, 4), w.space.references(slot)), (Source::Cached, 3));
+    assert_eq!(w.space.refault_distance(slot), None, "it was not evicted");
+    // A failing writeback.
+    let cold = w.cached(3);
+    w.space.dup_n(&[cold]);
+    assert_eq!(w.space.write_out(10).pooled, 1);
+    let distance = w.space.refault_distance(cold);
+    assert!(distance.is_some());
+    assert_eq!(w.space.write_back(10).stuck, Some(StoreError::Io(5)));
+    assert_eq!((check(&w.space, cold, 3), w.space.references(cold)), (Source::Pool, 2));
+    assert_eq!(w.space.refault_distance(cold), distance);
+    // An exclusive load of one of several references.
+    let mut page = [[0; PAGE_SIZE]];
+    let mut outcome = Vec::new();
+    w.space.take_many(&[cold], &mut page, &mut outcome);
+    assert_eq!(outcome, [Ok(Source::Pool)]);
+    assert_eq!((check(&w.space, cold, 3), w.space.references(cold)), (Source::Pool, 1));
+    assert_eq!(w.space.group_usage(GROUP).slots, 2);
+    w.audit();
+}
+
+#[test]
+fn invariant_4_the_backing_is_chosen_at_writeout_from_the_content() {
+    let w = world();
+    let slots: Vec<_> = SEEDS.iter().map(|seed| w.cached(*seed)).collect();
+    assert_eq!(w.space.usage().cached, 5);
+    let out = w.space.write_out(100);
+    assert_eq!((out.written, out.zero, out.filled, out.pooled, out.tiered, out.stuck), (5, 1, 1, 2, 1, None));
+    let sources: Vec<_> = slots.iter().zip(SEEDS).map(|(slot, seed)| check(&w.space, *slot, seed)).collect();
+    assert_eq!(sources, [Source::Pool, TIER, Source::Zero, Source::Filled, Source::Pool]);
+    // Room in the pool is looked for at writeout, not when the page came.
+    let late = w.cached(13);
+    w.pool.set_limit(0);
+    w.space.write_out(1);
+    assert_eq!(check(&w.space, late, 13), TIER);
+    w.audit();
+}
+
+#[test]
+fn invariant_5_each_group_is_charged_for_its_own() {
+    let w = world();
+    let mut all = Vec::new();
+    for group in 0..3u16 {
+        let mut slots = Vec::new();
+        w.space.alloc_n(GroupId(group), 700, &mut slots).expect("memory");
+        let pages: Vec<_> =
+            (0..700).map(|i| page_of(if i < 20 { 3 } else { u64::from(group == 0) })).collect();
+        let batch: Vec<_> = slots.iter().copied().zip(&pages).take(100 * usize::from(group + 1)).collect();
+        let mut out = Vec::new();
+        w.space.store_many(&batch, &mut out);
+        assert!(out.iter().all(Result::is_ok));
+        all.push(slots);
+    }
+    w.space.promote_many(&all[1][..5]);
+    let (one, two) = (w.space.group_usage(GroupId(1)), w.space.group_usage(GroupId(2)));
+    assert_eq!(
+        (one.slots, one.reserved, one.pooled, one.zero, one.cached, one.pool_objects),
+        (700, 500, 15, 180, 5, 20)
+    );
+    assert_eq!((two.slots, two.reserved, two.pooled, two.zero), (700, 400, 20, 280));
+    w.audit();
+    for slots in &all {
+        w.space.free_n(slots);
+    }
+    assert_eq!(w.space.group_usage(GroupId(1)).slots, 0);
+    assert_eq!(w.space.group_usage(GroupId(9)).slots, 0, "a group that never was");
+    w.assert_empty();
+}
+
+#[test]
+fn invariant_6_swapoff_empties_the_tier_or_leaves_it_in_service() {
+    let w = world();
+    let slots: Vec<_> = (0..600).map(|_| w.in_file()).collect();
+    w.space.promote_many(&slots[..10]);
+    assert_eq!(w.space.usage().tier_objects, [600]);
+    // No other place but frames, and of those there are too few.
+    let off = w.space.swap_off(TierId(0), 1000);
+    assert!(off.stuck.is_some() && off.left > 0);
+    assert_eq!(off.left, w.file.objects());
+    w.audit();
+    for slot in &slots {
+        check(&w.space, *slot, 4);
+    }
+    // Undone: it takes pages again.
+    w.space.swap_on(TierId(0));
+    w.in_file();
+    // With room elsewhere it ends with nothing in the tier, in small steps that can stop anywhere.
+    w.pool.refuse_nothing();
+    let mut moved = 0;
+    loop {
+        let off = w.space.swap_off(TierId(0), 7);
+        assert!(off.moved <= 7 && off.stuck.is_none());
+        moved += off.moved;
+        if off.left == 0 {
+            break;
+        }
+        assert!(off.moved > 0, "no progress");
+        w.audit();
+    }
+    assert!(moved > 400 && w.file.objects() == 0);
+    for slot in &slots {
+        check(&w.space, *slot, 4);
+    }
+    w.audit();
+}
+
+// Who may do what.
+
+#[test]
+fn a_walker_asks_the_frame_for_the_former_backing() {
+    let w = world();
+    let slot = w.in_pool(3);
+    assert_eq!(w.space.promote_many(&[slot]), 1);
+    let old = w.location(&w.pool, slot);
+    // By the word alone the slot is cached and the object dead: it would be dropped, and the clean frame after it.
+    assert_eq!(w.space.clean(u64::MAX).moved, 1);
+    assert_ne!(w.location(&w.pool, slot), old);
+    let out = w.space.write_out(10);
+    assert_eq!((out.written, out.clean), (1, 1));
+    assert_eq!(check(&w.space, slot, 3), Source::Pool);
+    w.space.free_n(&[slot]);
+    w.assert_empty();
+}
+
+#[test]
+fn a_walker_learns_that_a_freed_slot_is_gone() {
+    let w = world();
+    let at = Location::new(1).expect("small");
+    let never = SlotId::new(1 << 30).expect("a slot");
+    assert_eq!(w.space.relocate(never, at, at), Relocated::Gone);
+    let slots = alloc(&w.space, 2000);
+    w.space.free_n(&slots);
+    for slot in &slots {
+        assert_eq!(w.space.relocate(*slot, at, at), Relocated::Gone);
+    }
+    // A slot that names another object, or none.
+    let slot = w.in_pool(3);
+    let elsewhere = Location::new(77).expect("small");
+    assert_eq!(w.space.relocate(slot, elsewhere, at), Relocated::Gone);
+    check(&w.space, slot, 3);
+}
+
+#[test]
+fn a_backing_changes_only_under_busy() {
+    let w = world();
+    let slot = w.cached(3);
+    let pool = w.pool.clone();
+    let done = w.once(&w.pool, At::Stored, move |space| {
+        // The object exists and the word does not name it yet: walkers must leave it alone, and not call it gone.
+        let at = pool.locations()[0].1;
+        let elsewhere = Location::new(500).expect("small");
+        assert_eq!(space.relocate(slot, at, elsewhere), Relocated::Busy);
+        assert_eq!(space.write_back(10).written, 0);
+        assert_eq!(space.promote_many(&[slot]), 0);
+        assert_eq!(space.write_out(10).written, 0);
+        assert_eq!(check(space, slot, 3), Source::Cached, "loads go on");
+    });
+    assert_eq!(w.space.write_out(10).pooled, 1);
+    assert!(done.load(SeqCst));
+    check(&w.space, slot, 3);
+    w.audit();
+}
+
+#[test]
+fn a_store_waits_for_a_transition_of_its_slot() {
+    within_seconds(20, || {
+        let w = world();
+        let slot = w.cached(3);
+        let (threads, joins) = mpsc::channel();
+        let space = w.space.clone();
+        let done = w.once(&w.pool, At::Stored, move |_| {
+            let space = space.clone();
+            let thread = std::thread::spawn(move || assert!(cache(&space, slot, 8)));
+            std::thread::sleep(Duration::from_millis(30));
+            threads.send(thread).expect("listened to");
+        });
+        w.space.write_out(10);
+        assert!(done.load(SeqCst));
+        joins.recv().expect("one").join().expect("cached");
+        // The write-out was of the older page; published last it would bring that back.
+        check(&w.space, slot, 8);
+        w.audit();
+    });
+}
+
+#[test]
+fn count_and_shadow_change_at_any_time_and_publishing_keeps_them() {
+    let w = world();
+    let slot = w.cached(3);
+    let done = w.once(&w.pool, At::Stored, move |space| {
+        space.dup_n(&[slot; 300]);
+        space.free_n(&[slot; 100]);
+    });
+    w.space.write_out(10);
+    assert!(done.load(SeqCst));
+    assert_eq!(w.space.references(slot), 201);
+    let shadow = w.space.refault_distance(slot);
+    assert_eq!(shadow, Some(0));
+    // Writeback changes the backing, and neither of the two.
+    let done = w.once(&w.file, At::Stored, move |space| space.free_n(&[slot; 200]));
+    assert_eq!(w.space.write_back(10).written, 1);
+    assert!(done.load(SeqCst));
+    assert_eq!((w.space.references(slot), w.space.refault_distance(slot)), (1, shadow));
+    assert_eq!(check(&w.space, slot, 3), TIER);
+}
+
+#[test]
+fn the_holder_releases_both_backings_after_the_last_free() {
+    type Start = fn(&World) -> SlotId;
+    type Move = fn(&World, SlotId) -> bool;
+    let cases: [(&str, Start, Move, bool); 7] = [
+        ("write-out to the pool", |w| w.cached(3), |w, _| w.space.write_out(10).written > 0, true),
+        ("write-out to the file", |w| w.cached(4), |w, _| w.space.write_out(10).written > 0, true),
+        ("writeback", |w| w.in_pool(3), |w, _| w.space.write_back(10).written > 0, true),
+        ("store over a pool object", |w| w.in_pool(3), |w, slot| store(&w.space, slot, 8).is_ok(), true),
+        ("store over a frame", |w| w.cached(3), |w, slot| store(&w.space, slot, 8).is_ok(), true),
+        ("promotion", |w| w.in_file(), |w, slot| w.space.promote_many(&[slot]) == 0, false),
+        (
+            "swapoff",
+            |w| w.in_file(),
+            |w, _| {
+                w.pool.refuse_nothing();
+                w.space.swap_off(TierId(0), 10).left == 0
+            },
+            false,
+        ),
+    ];
+    for (name, start, act, storing) in cases {
+        let w = world();
+        let slot = start(&w);
+        let at = if storing { At::Stored } else { At::Loading };
+        let freed = Arc::new(AtomicUsize::new(0));
+        for tier in [&w.pool, &w.file] {
+            let (space, freed) = (Arc::downgrade(&w.space), freed.clone());
+            tier.set_hook(move |now, s| {
+                if now == at && s == slot && freed.fetch_add(1, SeqCst) == 0 {
+                    space.upgrade().expect("in use").free_n(&[slot]);
+                }
+            });
+        }
+        assert!(act(&w, slot), "{name}");
+        assert!(freed.load(SeqCst) > 0, "{name}: the hook ran");
+        w.assert_empty();
+        // The slot can be allocated again.
+        assert!(alloc(&w.space, 600).contains(&slot), "{name}");
+    }
+}
+
+#[test]
+fn a_failing_move_whose_slot_is_freed_meanwhile_leaves_nothing() {
+    let w = world();
+    let slot = w.in_pool(3);
+    w.file.set_limit(0);
+    let done = w.once(&w.pool, At::Loading, move |space| space.free_n(&[slot]));
+    w.space.write_back(10);
+    assert!(done.load(SeqCst));
+    w.assert_empty();
+}
+
+#[test]
+fn a_cleaner_and_the_last_free_leave_one_copy_to_nobody() {
+    let w = world();
+    let slot = w.in_pool(3);
+    // Freed between the copy and the relocation: the answer is Gone, and the release has come.
+    let done = w.once(&w.pool, At::Relocating, move |space| space.free_n(&[slot]));
+    w.space.clean(u64::MAX);
+    assert!(done.load(SeqCst));
+    w.assert_empty();
+}
+
+#[test]
+fn a_load_whose_object_moves_meanwhile_tries_again() {
+    type Act = fn(&VirtualSwap, SlotId);
+    let acts: [(&str, Act, u64, Source); 4] = [
+        ("cleaned", |space, _| assert_eq!(space.clean(u64::MAX).moved, 1), 3, Source::Pool),
+        ("written back", |space, _| assert_eq!(space.write_back(1).written, 1), 3, TIER),
+        ("promoted", |space, slot| assert_eq!(space.promote_many(&[slot]), 1), 3, Source::Cached),
+        ("stored anew", |space, slot| store(space, slot, 8).expect("room"), 8, Source::Pool),
+    ];
+    for (name, act, seed, source) in acts {
+        let w = world();
+        let slot = w.in_pool(3);
+        let done = w.once(&w.pool, At::Loading, move |space| act(space, slot));
+        let found = check(&w.space, slot, seed);
+        assert!(done.load(SeqCst), "{name}");
+        assert_eq!(found, source, "{name}");
+        w.audit();
+    }
+}
+
+#[test]
+fn a_reused_location_is_not_taken_for_the_older_object() {
+    // The slot's object goes, another slot's takes its place in the pool, and then that is gone too and the place is
+    // the first slot's again, with newer bytes: all during one load.
+    let w = world();
+    let (slot, other) = (w.in_pool(3), alloc(&w.space, 1)[0]);
+    let done = w.once(&w.pool, At::Loading, move |space| {
+        store(space, slot, 0).expect("a word");
+        store(space, other, 8).expect("room");
+        store(space, other, 0).expect("a word");
+        store(space, slot, 13).expect("room");
+    });
+    assert_eq!(check(&w.space, slot, 13), Source::Pool);
+    assert!(done.load(SeqCst));
+}
+
+#[test]
+fn no_lock_is_held_while_a_tier_works() {
+    within_seconds(20, || {
+        let w = world();
+        let other = w.cached(3);
+        let pooled = w.in_pool(8);
+        let (used, depth) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        for tier in [&w.pool, &w.file] {
+            let (space, used, depth) = (Arc::downgrade(&w.space), used.clone(), depth.clone());
+            tier.set_hook(move |_, _| {
+                // What is done here reaches tiers itself.
+                if depth.fetch_add(1, SeqCst) == 0 {
+                    let space = space.upgrade().expect("in use");
+                    space.swap_on(TierId(0));
+                    let slots = alloc(&space, 3);
+                    assert!(cache(&space, slots[0], 3));
+                    store(&space, slots[1], 3).expect("room");
+                    store(&space, slots[2], 4).expect("room");
+                    check(&space, slots[0], 3);
+                    check(&space, slots[2], 4);
+                    // Not the slots outside: what this very thread holds it would wait for.
+                    space.promote_many(&slots[1..]);
+                    space.usage();
+                    space.write_out(2);
+                    space.write_back(2);
+                    space.clean(10);
+                    space.swap_off(TierId(0), 1);
+                    space.swap_on(TierId(0));
+                    space.dup_n(&slots);
+                    space.free_n(&slots);
+                    space.free_n(&slots);
+                    used.fetch_add(1, SeqCst);
+                }
+                depth.fetch_sub(1, SeqCst);
+            });
+        }
+        let slots: Vec<_> = (0..4).map(|i| w.cached(3 + i % 2)).collect();
+        w.space.write_out(3);
+        w.space.write_back(3);
+        let filed = alloc(&w.space, 1)[0];
+        store(&w.space, filed, 4).expect("room");
+        check(&w.space, filed, 4);
+        check(&w.space, pooled, 8);
+        w.space.clean(u64::MAX);
+        w.space.swap_off(TierId(0), 1);
+        w.space.free_n(&slots);
+        assert!(used.load(SeqCst) > 8);
+        w.pool.clear_hook();
+        w.file.clear_hook();
+        w.space.free_n(&[other, pooled, filed]);
+        w.assert_empty();
+    });
+}
+
+#[test]
+fn a_move_writes_publishes_and_then_releases() {
+    let w = world();
+    let slot = w.in_pool(3);
+    w.pool.take_log();
+    let space = Arc::downgrade(&w.space);
+    let order = Arc::new(AtomicUsize::new(0));
+    let (first, second) = (order.clone(), order.clone());
+    w.file.set_hook(move |at, _| {
+        if at == At::Stored {
+            assert_eq!(first.fetch_add(1, SeqCst), 0);
+        }
+    });
+    w.pool.set_hook(move |at, _| {
+        if at == At::Releasing {
+            assert_eq!(second.fetch_add(1, SeqCst), 1, "released before it was stored elsewhere");
+            let space = space.upgrade().expect("in use");
+            assert_eq!(check(&space, slot, 3), TIER, "released before it was published");
+        }
+    });
+    assert_eq!(w.space.write_back(10).written, 1);
+    assert_eq!(order.load(SeqCst), 2);
+}
+
+#[test]
+fn a_failed_move_leaves_the_old_backing_and_clears_busy() {
+    let w = world();
+    let slot = w.in_pool(3);
+    let before = w.location(&w.pool, slot);
+    w.file.set_limit(0);
+    assert_eq!(w.space.write_back(10).stuck, Some(StoreError::Full));
+    assert_eq!(w.location(&w.pool, slot), before);
+    assert_eq!(check(&w.space, slot, 3), Source::Pool);
+    w.file.set_limit(10);
+    assert_eq!(w.space.write_back(10).written, 1, "busy was cleared");
+}
+
+#[test]
+fn swapoff_closes_the_tier_before_it_empties_it() {
+    let w = world();
+    let slot = w.in_file();
+    w.pool.refuse_nothing();
+    let done = w.once(&w.file, At::Loading, |space| {
+        // What is stored while the tier is drained goes elsewhere.
+        let slot = alloc(space, 1)[0];
+        store(space, slot, 4).expect("room in the pool");
+        assert_eq!(check(space, slot, 4), Source::Pool);
+    });
+    assert_eq!(w.space.swap_off(TierId(0), 10).left, 0);
+    assert!(done.load(SeqCst));
+    assert_eq!(check(&w.space, slot, 4), Source::Pool);
+}
+
+#[test]
+fn stuck_pages_keep_their_place_at_the_head() {
+    let w = world();
+    w.file.set_limit(0);
+    let stuck: Vec<_> = (0..70).map(|_| w.cached(4)).collect();
+    let later: Vec<_> = (0..10).map(|_| w.cached(3)).collect();
+    // They are in the way the first time; what comes after them is written all the same.
+    let out = w.space.write_out(5);
+    assert_eq!((out.written, out.stuck), (0, Some(StoreError::Full)));
+    let no_file = space(&w.pool, &[], 100);
+    let slots = alloc(&no_file, 80);
+    for (i, slot) in slots.iter().enumerate() {
+        assert!(cache(&no_file, *slot, if i < 70 { 4 } else { 3 }));
+    }
+    let out = no_file.write_out(10);
+    assert_eq!((out.written, out.pooled, out.stuck), (10, 10, Some(StoreError::Incompressible)));
+    assert_eq!(no_file.write_out(10).written, 0);
+    for (i, slot) in slots.iter().enumerate() {
+        check(&no_file, *slot, if i < 70 { 4 } else { 3 });
+    }
+    no_file.free_n(&slots);
+    drop(no_file);
+    w.file.set_limit(1000);
+    assert_eq!(w.space.write_out(70).tiered, 70, "the oldest first");
+    for slot in stuck {
+        assert_eq!(check(&w.space, slot, 4), TIER);
+    }
+    for slot in later {
+        assert_eq!(check(&w.space, slot, 3), Source::Cached);
+    }
+}
+
+#[test]
+fn counts_overflow_and_come_back_under_contention() {
+    let w = world();
+    let slot = w.in_pool(3);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for round in 0..50 {
+                    for _ in 0..100 {
+                        w.space.dup_n(&[slot]);
+                    }
+                    w.space.free_n(&vec![slot; if round == 49 { 99 } else { 100 }]);
+                }
+            });
+        }
+    });
+    assert_eq!(w.space.references(slot), 5);
+    w.space.free_n(&[slot; 5]);
+    w.assert_empty();
+}
+
+#[test]
+fn a_batch_may_name_a_slot_twice() {
+    let w = world();
+    let slot = alloc(&w.space, 1)[0];
+    let (a, b) = (page_of(3), page_of(8));
+    let mut out = Vec::new();
+    w.space.store_many(&[(slot, &a), (slot, &b)], &mut out);
+    assert_eq!(out, [Ok(()), Ok(())]);
+    check(&w.space, slot, 8);
+    assert_eq!(w.space.cache_many(&[(slot, &b), (slot, &a)]), 2);
+    check(&w.space, slot, 3);
+    w.audit();
+}
+
+#[test]
+fn threads_that_die_leave_nothing_behind() {
+    let w = world();
+    for _ in 0..40 {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let slots = alloc(&w.space, 100);
+                w.space.free_n(&slots);
+            });
+        });
+    }
+    assert!(w.space.usage().clusters <= 8, "one for each shard at most");
+    w.assert_empty();
+}
