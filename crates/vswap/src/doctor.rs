@@ -127,7 +127,7 @@ fn userfaultfd() -> Check {
         fix,
     };
     match permission::probe() {
-        Err(refusal @ (Refusal::NoUserfaultfd | Refusal::Open(_) | Refusal::Other(_))) => {
+        Err(refusal @ (Refusal::NoUserfaultfd | Refusal::Open | Refusal::Other(_))) => {
             check(State::Missing, refusal.to_string(), Some(refusal.remedy().into()))
         }
         _ => {
@@ -222,7 +222,7 @@ fn gate() -> Check {
     let consequence =
         "if two threads move memory over each other within microseconds, the program is stopped";
     let (state, detail, fix) = match errno {
-        0 => (State::Works, "mremap calls are serialised".into(), None),
+        0 => (State::Works, "mremap, and madvise without events, go through the pager".into(), None),
         libc::EACCES | libc::EPERM => (
             State::Degraded,
             format!("needs CAP_SYS_ADMIN; without it, {consequence}"),

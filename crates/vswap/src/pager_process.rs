@@ -200,9 +200,11 @@ fn watch(front_pid: u32, root: u32, front: &Arc<Sender>, ended: &Arc<AtomicBool>
     let root = root.ok_or(io::ErrorKind::InvalidInput)?;
     let handle = rustix::process::pidfd_open(root, PidfdFlags::empty())?;
 
-    let (sender, ended) = (Arc::clone(front), Arc::clone(ended));
+    let front_gone = Arc::new(AtomicBool::new(false));
+    let (sender, ended, gone) = (Arc::clone(front), Arc::clone(ended), Arc::clone(&front_gone));
     thread::Builder::new().name("front-watch".into()).stack_size(SMALL_STACK).spawn(move || {
         sender.wait_for_end();
+        gone.store(true, Ordering::Release);
         if !ended.load(Ordering::Acquire) {
             // Whoever kills vswap means CMD; this is the one signal that the front cannot pass on itself.
             let _ = rustix::process::pidfd_send_signal(&handle, Signal::KILL);
@@ -218,9 +220,10 @@ fn watch(front_pid: u32, root: u32, front: &Arc<Sender>, ended: &Arc<AtomicBool>
                 Ok(Some(status)) => match status.stopping_signal() {
                     Some(signal) => sender.send(&Message::Stopped { signal }),
                     // Stopped as CMD was, the front can only be continued from outside.
-                    None => {
+                    None if !front_gone.load(Ordering::Acquire) => {
                         let _ = process::kill(front_pid, libc::SIGCONT);
                     }
+                    None => {}
                 },
                 Ok(None) | Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return,

@@ -16,7 +16,7 @@ pub(crate) enum Refusal {
     /// The kernel has no userfaultfd at all.
     NoUserfaultfd,
     /// CMD may not open one.
-    Open(io::Error),
+    Open,
     /// We may not follow forks.
     ForkEvents {
         /// We are not in the machine's first user namespace, where alone the capability counts.
@@ -33,7 +33,7 @@ impl Refusal {
     pub(crate) fn remedy(&self) -> &'static str {
         match self {
             Self::NoUserfaultfd => "a kernel with CONFIG_USERFAULTFD (every distribution's has it)",
-            Self::Open(_) => {
+            Self::Open => {
                 "one of:\n\
                  sudo vswap run ...                              (run it as root)\n\
                  sudo sysctl vm.unprivileged_userfaultfd=1       (allow it to every user of the machine)\n\
@@ -59,7 +59,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoUserfaultfd => write!(f, "this kernel has no userfaultfd"),
-            Self::Open(error) => write!(f, "no permission for userfaultfd ({error})"),
+            Self::Open => write!(f, "no permission for userfaultfd"),
             Self::ForkEvents { namespace } => {
                 write!(f, "no permission to follow forks (needs CAP_SYS_PTRACE")?;
                 if *namespace { write!(f, " in the machine's first user namespace)") } else { write!(f, ")") }
@@ -86,9 +86,7 @@ pub(crate) fn probe() -> Result<(), Refusal> {
     let opened = open_as_command().map_err(|error| match error.raw_os_error() {
         Some(libc::ENOSYS) => Refusal::NoUserfaultfd,
         Some(libc::ENOENT) if system::unprivileged_userfaultfd().is_none() => Refusal::NoUserfaultfd,
-        Some(libc::EPERM | libc::EACCES | libc::ENOENT) => {
-            Refusal::Open(io::Error::from_raw_os_error(libc::EPERM))
-        }
+        Some(libc::EPERM | libc::EACCES | libc::ENOENT) => Refusal::Open,
         _ => Refusal::Other(error),
     })?;
     opened.api(uffd::FEATURES).map(drop).map_err(|error| match error.raw_os_error() {

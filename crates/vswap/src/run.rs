@@ -108,7 +108,8 @@ fn attempt(run: &cli::Run) -> Result<Outcome, Failure> {
         remark(options, &format!("running unpaged: {why}"));
     }
     permission::probe().map_err(|refusal| {
-        own(format!("{refusal}\n{}\nNothing was started. `vswap doctor` has the details.", refusal.remedy()))
+        let remedy = refusal.remedy().replace('\n', "\n  ");
+        own(format!("{refusal}\nIt takes {remedy}\nNothing was started; `vswap doctor` has the details."))
     })?;
     let (config, mut warnings) = configure(options)?;
     for warning in &warnings {
@@ -150,8 +151,10 @@ fn configure(options: &RunOptions) -> Result<(Config, Vec<String>), Failure> {
         Memory::Fixed(size) => {
             let bytes = size.bytes(machine);
             if bytes < MEMORY_MIN {
+                // Most likely someone who thinks in megabytes.
+                let hint = if bytes < 1 << 20 { format!("; did you mean {bytes}M?") } else { String::new() };
                 return Err(own(format!(
-                    "--memory {}: too little, at least {} (a bare number is bytes: did you mean {bytes}M?)",
+                    "--memory {}: too little, it takes at least {}{hint}",
                     human(bytes),
                     human(MEMORY_MIN)
                 )));

@@ -6,8 +6,8 @@ use std::{fs, process::Command};
 
 use crate::harness::{Scratch, assert_code, is_root, output, quiet, run, stderr, stdout, vswap};
 
-/// A program without a loader: `exit(7)`.
-fn static_program() -> Vec<u8> {
+/// A program without a loader: sleeps for this many seconds, then `exit(7)`.
+fn static_program(seconds: u64) -> Vec<u8> {
     let mut elf = vec![0_u8; 0x80];
     elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
     elf[16] = 2; // ET_EXEC
@@ -22,10 +22,14 @@ fn static_program() -> Vec<u8> {
     elf[68] = 5; // r-x
     elf[80..88].copy_from_slice(&0x40_0000_u64.to_le_bytes());
     elf[88..96].copy_from_slice(&0x40_0000_u64.to_le_bytes());
-    // mov edi, 7; mov eax, 60; syscall
-    let code = [0xbf, 7, 0, 0, 0, 0xb8, 60, 0, 0, 0, 0x0f, 0x05];
     elf.truncate(0x78);
-    elf.extend_from_slice(&code);
+    // lea rdi, [rip + 28]; xor esi, esi; mov eax, 35 (nanosleep); syscall
+    elf.extend_from_slice(&[0x48, 0x8d, 0x3d, 28, 0, 0, 0, 0x31, 0xf6, 0xb8, 35, 0, 0, 0, 0x0f, 0x05]);
+    // mov edi, 7; mov eax, 60 (exit); syscall; and the time follows, aligned
+    elf.extend_from_slice(&[0xbf, 7, 0, 0, 0, 0xb8, 60, 0, 0, 0, 0x0f, 0x05]);
+    elf.resize(0x78 + 35, 0x90);
+    elf.extend_from_slice(&seconds.to_le_bytes());
+    elf.extend_from_slice(&[0; 8]);
     let size = (elf.len() as u64).to_le_bytes();
     elf[96..104].copy_from_slice(&size);
     elf[104..112].copy_from_slice(&size);
@@ -88,17 +92,25 @@ fn vswaps_own_failures_are_125() {
 #[test]
 fn a_static_program_needs_permission_to_run_unpaged() {
     let dir = Scratch::new();
-    let program = dir.program("static", &static_program());
+    let program = dir.program("static", &static_program(0));
     let program = program.to_str().unwrap();
     let refused = run(&[program]);
     assert_code(&refused, 125);
     assert!(stderr(&refused).contains("statically linked") && stderr(&refused).contains("--allow-unpaged"));
     assert_code(&run(&["--allow-unpaged", program]), 7);
-    // As a child it needs none, and is named.
+}
+
+#[test]
+fn a_static_child_runs_and_is_named() {
+    let dir = Scratch::new();
+    let program = dir.program("fixed", &static_program(1));
     let json = dir.file("run.json");
-    let child =
-        output(quiet().arg("--json").arg(&json).args(["sh", "-c", "\"$0\"; sleep 0.2; exit 3", program]));
-    assert_code(&child, 3);
+    let mut command = quiet();
+    command.arg("--json").arg(&json).args(["sh", "-c", "\"$0\"; exit $(($? + 1))"]).arg(&program);
+    assert_code(&output(&mut command), 8);
+    let value: serde_json::Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    let unpaged = value["summary"]["unpaged"].as_array().unwrap();
+    assert!(unpaged.iter().any(|process| process["name"] == "fixed"), "{unpaged:?}");
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn settings_come_from_the_environment_too() {
     let dir = Scratch::new();
     let json = dir.file("a b.json");
     let args = format!("--quiet --memory 128M --json '{}'", json.display());
-    let done = output(vswap().env("VSWAP_ARGS", &args).args(["run", "true"]));
+    let done = output(vswap().env("VSWAP_ARGS", &args).args(["run", "sleep", "0.3"]));
     assert_code(&done, 0);
     assert!(done.stderr.is_empty(), "{}", stderr(&done));
     let limit = |path| -> Value {
@@ -84,11 +84,12 @@ fn settings_come_from_the_environment_too() {
         value["summary"]["limit"].clone()
     };
     assert_eq!(limit(&json), 128 << 20);
-    let done = output(vswap().env("VSWAP_ARGS", &args).args(["run", "-m", "192M", "true"]));
+    let done = output(vswap().env("VSWAP_ARGS", &args).args(["run", "-m", "192M", "sleep", "0.3"]));
     assert_code(&done, 0);
     assert_eq!(limit(&json), 192 << 20);
-    let done =
-        output(vswap().env("VSWAP_MEMORY", "96M").args(["run", "-q", "--json"]).arg(&json).arg("true"));
+    let done = output(
+        vswap().env("VSWAP_MEMORY", "96M").args(["run", "-q", "--json"]).arg(&json).args(["sleep", "0.3"]),
+    );
     assert_code(&done, 0);
     assert_eq!(limit(&json), 96 << 20);
     let bad = output(vswap().env("VSWAP_MEMORY", "lots").args(["run", "true"]));

@@ -1,5 +1,6 @@
 //! Children, daemons, nesting, containers, and what is left behind.
 
+use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
@@ -21,15 +22,19 @@ fn nothing_is_left_behind() {
 #[test]
 fn daemons_go_on_with_their_pager_and_the_last_one_cleans_up() {
     let (dir, run) = (Scratch::new(), Scratch::new());
-    let daemon = dir.file("daemon");
-    let script = "setsid sh -c 'echo $$ > \"$0\"; exec sleep 1.5' \"$0\" >/dev/null 2>&1 </dev/null & \
+    let (daemon, end) = (dir.file("daemon"), dir.file("end"));
+    // A daemon that goes on until somebody writes to the fifo.
+    let script = "mkfifo \"$1\"; \
+                  setsid sh -c 'echo $$ > \"$0\"; read word < \"$1\"' \"$0\" \"$1\" >/dev/null 2>&1 </dev/null & \
                   while [ ! -s \"$0\" ]; do sleep 0.01; done; exit 4";
-    let done = output(quiet().env("XDG_RUNTIME_DIR", run.path()).args(["sh", "-c", script]).arg(&daemon));
-    assert_code(&done, 4);
+    let mut command = quiet();
+    command.env("XDG_RUNTIME_DIR", run.path()).args(["sh", "-c", script]).arg(&daemon).arg(&end);
+    assert_code(&output(&mut command), 4);
     let daemon = pid_in(&daemon);
     assert!(!is_dead(daemon), "the daemon ended with CMD");
     assert!(!run.is_empty(), "the daemon's next child could not be paged");
     let pager = parent(daemon);
+    fs::write(end, "word\n").unwrap();
     assert!(within(PATIENCE, || is_dead(daemon)));
     assert!(within(PATIENCE, || run.is_empty() && is_dead(pager)), "the pager stays");
 }
