@@ -326,6 +326,59 @@ fn coldest_goes_on_where_it_ended_and_comes_round() {
     assert_eq!(none, []);
 }
 
+/// Every offer is of a live object, and none is left out.
+fn offers_are_true(pool: &Pool, owners: &Owners, offers: &[(SlotId, Location)]) {
+    for (slot, at) in offers {
+        assert_eq!(owners.words.lock().get(slot), Some(at), "slot {} offered at a wrong place", slot.get());
+    }
+}
+
+#[test]
+fn a_walk_does_not_go_on_in_a_segment_that_was_emptied() {
+    let pool = Pool::new(16 << 20);
+    // Pages of different sizes in each round, so that the old offset is no object's.
+    for (round, count) in [(1, 100), (2, 130), (3, 170), (4, 130)] {
+        let owners = Owners::default();
+        for n in 0..count {
+            let mut page = page(n);
+            page[round * 100..round * 100 + 1000 + 8 * round].fill(7);
+            let mut out = Vec::new();
+            pool.store(&[(slot(n + 1), &page)], &mut out);
+            owners.words.lock().insert(slot(n + 1), out[0].expect("stored"));
+        }
+        let mut offers = Vec::new();
+        while offers.len() < 60 {
+            pool.coldest(60 - offers.len(), &mut offers);
+            offers_are_true(&pool, &owners, &offers);
+        }
+        owners.words.lock().drain().for_each(|(slot, at)| pool.release(slot, at));
+        recount(&pool);
+    }
+}
+
+#[test]
+fn a_walk_goes_on_in_a_segment_that_was_shed() {
+    let pool = Pool::new(64 << 20);
+    let owners = fill(&pool, 1400, |i| i <= 1000 && i % 10 != 0);
+    *owners.busy.lock() = (1..=1400).map(slot).collect();
+    let mut offers = Vec::new();
+    // Ends between two dead objects of the first segment.
+    pool.coldest(33, &mut offers);
+    pool.release(slot(330), owners.words.lock().remove(&slot(330)).expect("in"));
+    assert_eq!(offers.pop().map(|(s, _)| s), Some(slot(330)));
+    pool.clean(&owners, u64::MAX);
+    while offers.len() < 1000 {
+        let before = offers.len();
+        pool.coldest(100, &mut offers);
+        if offers.len() == before || offers.last().map(|(s, _)| *s) == Some(slot(1400)) {
+            break;
+        }
+    }
+    offers_are_true(&pool, &owners, &offers);
+    let offered: std::collections::HashSet<_> = offers.iter().map(|(s, _)| *s).collect();
+    assert_eq!(offered.len(), owners.words.lock().len(), "the rest of the segment was left out");
+}
+
 #[test]
 fn the_limit_holds_and_leaves_the_cleaner_room() {
     let limit = 12 << 20;
