@@ -67,7 +67,7 @@ impl Soak {
         let json = self.scratch.join("soak.json");
         let _ = std::fs::remove_file(&json);
         let mut words = vec![self.vswap.to_string_lossy().into_owned()];
-        let pool = (limit >> 20).div_ceil(8);
+        let pool = (limit >> 20).div_ceil(4);
         words.extend(["run".to_owned(), "-m".to_owned(), format!("{}M", limit >> 20)]);
         words.extend(["--pool-max".to_owned(), format!("{pool}M")]);
         words.extend(["--json".to_owned(), json.to_string_lossy().into_owned()]);

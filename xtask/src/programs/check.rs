@@ -109,7 +109,7 @@ fn prefix(program: &Program, setting: &Setting, limit: u64, json: &Path) -> Vec<
     if program.compare == Compare::Kill {
         return [&["--vswap".to_owned(), vswap, "--limit".to_owned(), memory, "--".to_owned()][..]].concat();
     }
-    let pool = format!("{}M", (limit >> 20).div_ceil(8));
+    let pool = format!("{}M", ((limit >> 20) * program.pool / 100).max(2));
     let json = json.to_string_lossy().into_owned();
     let mut words: Vec<String> =
         ["run", "-m", &memory, "--pool-max", &pool, "--json", &json].map(str::to_owned).to_vec();
