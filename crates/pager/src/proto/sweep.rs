@@ -30,6 +30,8 @@ enum Step {
     /// The mapping at the hand is asked for.
     #[default]
     Find,
+    /// Is it registered as it is? An event can be lost with a killed vfork child, and then what we hold is stale.
+    Registered(Mapping),
     Register(Mapping),
     /// Is it still the same mapping?
     Confirm(Mapping),
@@ -52,6 +54,7 @@ impl Sweep {
         match &self.step {
             Step::Find if self.evict > 0 => Command::Mapping(space.evict_hand),
             Step::Find => Command::Mapping(space.register_hand),
+            Step::Registered(mapping) => Command::ProbePage(mapping.range.start),
             Step::Register(mapping) => Command::Register(mapping.range.clone()),
             Step::Confirm(mapping) => Command::Mapping(mapping.range.start),
             Step::Wiped(mapping) => Command::WipedOnFork(mapping.range.clone()),
@@ -101,17 +104,23 @@ impl AddressSpace {
                     self.set_hand(evicting, mapping.range.end);
                     return Some(Step::Find);
                 }
-                // Also where it is known: an event can be lost with a killed vfork child, and this costs little.
+                Some(Step::Registered(mapping))
+            }
+            (Step::Registered(mapping), Answer::Done) if self.registered.covers(&mapping.range) => {
+                self.scan(&mapping)
+            }
+            (Step::Registered(mapping), Answer::Done) => Some(Step::Register(mapping)),
+            (Step::Registered(mapping), Answer::Refused) => {
+                // The answer was guarded, so no event is unread: all that the model holds here is of former times.
+                if self.rules.register_drops_stale {
+                    self.counters.stale += self.drop_slots(mapping.range.clone()) as u64;
+                    self.owed.remove(mapping.range.clone());
+                    self.registered.remove(mapping.range.clone());
+                }
                 Some(Step::Register(mapping))
             }
             (Step::Register(mapping), Answer::Done) => {
-                if self.registered.covers(&mapping.range) {
-                    self.scan(&mapping)
-                } else if self.rules.register_confirm {
-                    Some(Step::Confirm(mapping))
-                } else {
-                    Some(Step::Wiped(mapping))
-                }
+                Some(if self.rules.register_confirm { Step::Confirm(mapping) } else { Step::Wiped(mapping) })
             }
             (Step::Confirm(mapping), Answer::Mapping(Some(again))) if again == mapping => {
                 Some(Step::Wiped(mapping))

@@ -178,6 +178,7 @@ fn a_registered_mapping_is_confirmed_before_anything_leaves_it() {
     let kinds: Vec<_> = kernel.log.iter().map(core::mem::discriminant).collect();
     let wanted = [
         Command::Mapping(0),
+        Command::ProbePage(A),
         Command::Register(A..A + PAGE),
         Command::Mapping(A),
         Command::WipedOnFork(A..A + PAGE),
@@ -456,6 +457,24 @@ fn registering_everything_registers_each_mapping_once() {
     let registers = kernel.log.iter().filter(|c| matches!(c, Command::Register(_))).count();
     assert_eq!(registers, 2);
     assert!(kernel.registered.contains(A) && kernel.registered.contains(B));
+}
+
+#[test]
+fn what_a_lost_unmap_leaves_behind_is_dropped_before_the_mapping_is_registered_again() {
+    // A vfork child unmapped A and was killed while it waited; then something new was mapped there.
+    let (mut kernel, mut space) = evicted(2);
+    kernel.registered.clear();
+    kernel.mappings = vec![A..A + 3 * PAGE];
+    kernel.present.insert(A, 55);
+    space.input(Input::Evict(1));
+    kernel.run(&mut space);
+    assert_eq!(kernel.stops, Vec::<String>::new());
+    assert_eq!((space.evicted(), kernel.held(), space.counters().stale), (1, 1, 2));
+    for (page, value) in [(0, 55), (1, 0)] {
+        space.input(fault(A + page * PAGE));
+        kernel.run(&mut space);
+        assert_eq!(kernel.present[&(A + page * PAGE)], value);
+    }
 }
 
 #[test]
