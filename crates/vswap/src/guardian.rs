@@ -5,6 +5,7 @@
 //! process of the tree, and only then leaves. It is the child subreaper above the pager, so that the tree, orphaned by
 //! the pager's death, comes to it.
 
+use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::thread::sleep;
@@ -17,6 +18,9 @@ use crate::rundir::RunDir;
 
 /// Exit code of the pager's process for "the front knows all": ended, or failed and told.
 pub(crate) const TOLD: i32 = 0;
+/// The kernel's out-of-memory killer should take the program, whose death is one death, before the pager or the
+/// guardian, whose death is the whole tree's. Not -1000: then nothing might be left to kill.
+const OOM_SCORE: &str = "-900";
 /// Between two looks at what is left of the tree, at most.
 const PAUSE_MAX: Duration = Duration::from_millis(20);
 
@@ -26,6 +30,7 @@ pub(crate) fn guard(pager: u32, run_dir: &RunDir, front: &Sender) -> i32 {
     // keeps the tree from reading zeros. (The pager has done the same.)
     let _ = rustix::process::setsid();
     let _ = rustix::thread::set_name(c"vswap-guardian");
+    spare_from_oom();
     // What the user stood on may be unmounted while daemons of the tree go on.
     let _ = std::env::set_current_dir("/");
     let status = process::wait(pager);
@@ -37,6 +42,11 @@ pub(crate) fn guard(pager: u32, run_dir: &RunDir, front: &Sender) -> i32 {
     }
     run_dir.remove();
     0
+}
+
+/// Asks the out-of-memory killer to look elsewhere first, which takes privileges; CMD must have been started before.
+pub(crate) fn spare_from_oom() {
+    let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
 }
 
 fn describe(status: ExitStatus) -> String {

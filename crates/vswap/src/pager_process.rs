@@ -4,7 +4,7 @@
 //! before any of that, so CMD inherits what vswap was given, and nothing of ours (all of it is close-on-exec).
 
 use std::ffi::{CString, OsString};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -20,6 +20,7 @@ use vswap_sys::process::{self, SpawnError, Step};
 use vswap_sys::seccomp::Gate;
 use vswap_sys::socket::{self, Listener};
 
+use crate::guardian;
 use crate::launch::Program;
 use crate::nested;
 use crate::report::{Message, Sender};
@@ -27,10 +28,6 @@ use crate::rundir::RunDir;
 
 /// The stacks of the two threads that only wait.
 const SMALL_STACK: usize = 128 << 10;
-/// The kernel's out-of-memory killer should take the program, whose death is one death, before the pager, whose death
-/// is the whole tree's. Not -1000: then nothing might be left to kill.
-const OOM_SCORE: &str = "-900";
-
 /// Everything that the pager's process is given.
 #[derive(Debug)]
 pub(crate) struct Start {
@@ -48,10 +45,10 @@ pub(crate) struct Start {
 }
 
 /// The pager's whole life. `listener` is taken, never dropped by the guardian, who shares its descriptor.
-pub(crate) fn main(start: &Start, listener: Listener, front: &Arc<Sender>, guardian: u32) -> i32 {
+pub(crate) fn main(start: &Start, listener: Listener, front: &Arc<Sender>, guardian_pid: u32) -> i32 {
     let told = |message| {
         front.send(&message);
-        crate::guardian::TOLD
+        guardian::TOLD
     };
     let not_started = |error: io::Error| {
         told(Message::NotStarted { code: 125, text: format!("cannot set the pager up: {error}") })
@@ -76,7 +73,13 @@ pub(crate) fn main(start: &Start, listener: Listener, front: &Arc<Sender>, guard
         return told(Message::Fatal { text: format!("cannot start a thread: {error}") });
     }
 
-    let session = Session { listener, gate: started.gate, secret: start.secret, root: started.pid, guardian };
+    let session = Session {
+        listener,
+        gate: started.gate,
+        secret: start.secret,
+        root: started.pid,
+        guardian: guardian_pid,
+    };
     let mut root_ended = |status: i32, summary: &Summary| {
         ended.store(true, Ordering::Release);
         // `vswap run CMD 2>&1 | cat` ends with CMD, whatever daemons it leaves to us.
@@ -85,7 +88,11 @@ pub(crate) fn main(start: &Start, listener: Listener, front: &Arc<Sender>, guard
         front.send(&Message::Ended { status, summary, others: living_descendants() });
     };
     match serve(start.config.clone(), session, &mut root_ended) {
-        Ok(summary) => told(Message::Done { summary: Box::new(summary) }),
+        Ok(summary) => {
+            // The guardian's work; but somebody may have killed it.
+            start.run_dir.remove();
+            told(Message::Done { summary: Box::new(summary) })
+        }
         Err(fatal) => told(Message::Fatal { text: fatal.to_string() }),
     }
 }
@@ -190,7 +197,7 @@ fn let_go(start: &Start, listener: &Listener, front: &Sender, gate: Option<&Gate
     rustix::process::setsid()?;
     let _ = rustix::thread::set_name(c"vswap-pager");
     std::env::set_current_dir("/")?;
-    let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+    guardian::spare_from_oom();
     Ok(null)
 }
 

@@ -111,6 +111,18 @@ fn a_killed_pager_takes_the_tree_along_within_a_second() {
 }
 
 #[test]
+fn a_killed_guardian_changes_nothing_while_the_pager_lives() {
+    let (dir, run) = (Scratch::new(), Scratch::new());
+    let ready = dir.file("ready");
+    let mut command = quiet();
+    command.args(["sh", "-c", "echo $$ > \"$0\"; sleep 0.5; exit 6"]).arg(&ready);
+    let child = command.env("XDG_RUNTIME_DIR", run.path()).stderr(Stdio::piped()).spawn().unwrap();
+    kill(parent(parent(pid_in(&ready))), "KILL");
+    assert_code(&collect(child), 6);
+    assert!(run.is_empty(), "the run directory is left");
+}
+
+#[test]
 fn stale_run_directories_are_swept() {
     let (dir, run) = (Scratch::new(), Scratch::new());
     let ready = dir.file("ready");
