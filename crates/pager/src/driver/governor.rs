@@ -25,6 +25,9 @@ const MIB: u64 = 1 << 20;
 const AGENT_PAGES: u64 = 4;
 /// Bytes a second that a program can allocate: sets how soon to look again.
 const ALLOCATION_RATE: u64 = 3 << 30;
+/// With less than this part of the limit left, mappings are registered, so that first touches can be held: a first
+/// touch then costs a fault to the pager, which brings neighbours along.
+const REGISTER_AT: u64 = 4;
 /// Of 10 evicted pages, about so many leave memory for good: the rest stays compressed.
 const YIELD_IN_TEN: u64 = 5;
 const PSS_EVERY: Duration = Duration::from_millis(100);
@@ -108,6 +111,8 @@ impl Governor {
     }
 
     pub fn run(mut self) {
+        // Late by milliseconds is over by megabytes. Without the right to it, as it comes.
+        let _ = process::set_nice_self(-15);
         loop {
             let rest = self.look();
             std::thread::sleep(rest);
@@ -129,7 +134,7 @@ impl Governor {
         self.shared.room.store(room - (headroom / 4) as i64, Relaxed);
         self.record(&usage, limit);
         self.watch_progress(room, headroom);
-        if room < 3 * headroom as i64 {
+        if room < (limit / REGISTER_AT) as i64 {
             for tenant in &tenants {
                 if self.resident_of(tenant) > MIB && self.activate(tenant) {
                     tenant.register.store(true, Relaxed);
@@ -141,18 +146,24 @@ impl Governor {
             let pages = (5 * headroom as i64 / 2 - room).max(0) as u64 / PAGE * 10 / YIELD_IN_TEN;
             self.reclaim(&tenants, pages);
         }
-        let spare = (room - 2 * headroom as i64).max(0) as u64;
+        let spare = (room - (limit / REGISTER_AT) as i64).max(0) as u64;
         Duration::from_micros((spare * 1_000_000 / ALLOCATION_RATE).clamp(1_000, 50_000))
     }
 
     /// Asks the address spaces for pages, each by its share of resident memory.
     fn reclaim(&self, tenants: &[Arc<Tenant>], pages: u64) {
-        let resident: u64 = tenants.iter().map(|tenant| self.resident_of(tenant)).sum();
-        for tenant in tenants {
-            let share = self.resident_of(tenant);
-            if share > MIB && self.activate(tenant) {
-                tenant.want((pages as u128 * u128::from(share) / u128::from(resident.max(1))) as u64 + 1);
-            }
+        let now = self.shared.now_ns();
+        let total: u64 = tenants.iter().map(|tenant| self.resident_of(tenant)).sum();
+        let asked: Vec<_> = tenants
+            .iter()
+            .map(|tenant| (tenant, self.resident_of(tenant)))
+            .filter(|(tenant, share)| {
+                *share > MIB.max(total / 64) && tenant.barren_until.load(Relaxed) < now && self.activate(tenant)
+            })
+            .collect();
+        let resident: u64 = asked.iter().map(|(_, share)| share).sum();
+        for (tenant, share) in asked {
+            tenant.want((u128::from(pages) * u128::from(share) / u128::from(resident.max(1))) as u64 + 1);
         }
     }
 

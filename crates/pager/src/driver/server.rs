@@ -33,6 +33,8 @@ const LIVENESS: Duration = Duration::from_millis(100);
 const PLACE_EVERY: u32 = 64;
 /// Turns without a page that left before asking is pointless for now.
 const BARREN_TURNS: u32 = 3;
+/// How long such an address space is not asked again.
+const BARREN_NS: u64 = 50_000_000;
 const CACHED_THREADS: usize = 64;
 /// A ring that was not used for so long gives its memory back.
 const RING_IDLE: Duration = Duration::from_millis(500);
@@ -121,6 +123,8 @@ impl Server {
     }
 
     fn run(mut self) {
+        // A thread of the program waits for each of our turns. Without the right to it, as it comes.
+        let _ = process::set_nice_self(-5);
         while !self.space.is_gone() && self.shared.failure().is_none() {
             self.notes();
             let evicted = self.ask();
@@ -451,7 +455,12 @@ impl Server {
         }
         let left = self.tenant.evictions.load(Relaxed) - before;
         self.barren = if left == 0 { self.barren + 1 } else { 0 };
-        let rest = if self.barren > BARREN_TURNS { 0 } else { wanted.saturating_sub(left) };
+        let rest = if self.barren > BARREN_TURNS {
+            self.tenant.barren_until.store(self.shared.now_ns() + BARREN_NS, Relaxed);
+            0
+        } else {
+            wanted.saturating_sub(left)
+        };
         self.tenant.wanted.fetch_min(rest, Relaxed);
     }
 

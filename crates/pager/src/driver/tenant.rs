@@ -67,6 +67,8 @@ pub struct Tenant {
     pub ring_pages: AtomicU64,
     /// Pages evicted in all.
     pub evictions: AtomicU64,
+    /// Until then, in nanoseconds of the run, asking it for pages is pointless: it had none.
+    pub barren_until: AtomicU64,
     /// It has forked, or was forked: its resident pages may be shared.
     pub shares: AtomicBool,
     /// A server thread has taken the equipment below.
@@ -92,6 +94,7 @@ impl Tenant {
             footprint: AtomicU64::new(0),
             ring_pages: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
+            barren_until: AtomicU64::new(0),
             shares: AtomicBool::new(token != 0),
             active: AtomicBool::new(false),
             holding: AtomicBool::new(false),

@@ -10,7 +10,7 @@ impl AddressSpace {
     pub(super) fn serve(&mut self, fault: Fault) -> Option<Job> {
         let addr = fault.addr & !(PAGE - 1);
         if let Some(first) = self.table.get(addr) {
-            let window = self.streams.window(fault.tid, addr / PAGE);
+            let window = if self.throttled { 1 } else { self.streams.window(fault.tid, addr / PAGE) };
             let mut slots = vec![first.slot];
             while (slots.len() as u64) < window
                 && let Some(next) = self.table.get(addr + slots.len() as u64 * PAGE)

@@ -458,6 +458,10 @@ impl AddressSpace {
             }
             return self.ready.pop_front().and_then(|fault| self.serve(fault));
         }
+        if self.throttled && self.evict > 0 {
+            // At the limit, pages leave before others come.
+            return Some(self.sweep());
+        }
         if !self.throttled {
             self.ready.append(&mut self.held);
         }
@@ -469,14 +473,19 @@ impl AddressSpace {
         if self.evict == 0 && !self.register_all {
             return None;
         }
+        Some(self.sweep())
+    }
+
+    /// A sweep over the mappings, after a fork only once what it brought was checked.
+    fn sweep(&mut self) -> Job {
         if !self.inherited.is_empty() && self.rules.fork_verified {
-            return Some(Job::Verifying(Verify::default()));
+            return Job::Verifying(Verify::default());
         }
         let evict = core::mem::take(&mut self.evict);
         if evict == 0 {
             self.register_all = false;
         }
-        Some(Job::Sweeping(Sweep::new(evict)))
+        Job::Sweeping(Sweep::new(evict))
     }
 
     /// Takes the answer to the last command.
