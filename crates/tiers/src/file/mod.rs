@@ -2,16 +2,18 @@
 //!
 //! **Life of a page.** A batch takes runs of contiguous pages (clusters.rs), is copied to an aligned buffer and written
 //! with one pwrite a run; then each page's word is set in the reverse map (rmap.rs) and its location is the page's
-//! number. A load reads the word, the page, and the word again, and verifies the check. Release clears the word and
+//! number. A load reads the word, the page (with its neighbours, see ahead.rs), and the word again, and verifies the
+//! check. Release clears the word and
 //! gives the page back; an empty cluster's storage is punched out, and at the end of the file cut off.
 //!
-//! **Locks**: the mutex of the clusters, then a cluster's reverse-map entry. No lock is held while pages are read or
+//! **Locks**: the mutex of the clusters, or that of the readahead, then a cluster's reverse-map entry. No lock is held while pages are read or
 //! written; the clusters' mutex is held while storage is reserved and given back, so that nobody is given a page that
 //! is being punched.
 //!
 //! **Errors.** A page that the device cannot write (EIO) is marked bad and its data tried elsewhere, three times. No
 //! space is [`StoreError::Full`]. After an error nothing is kept.
 
+mod ahead;
 mod buffer;
 mod clusters;
 mod device;
@@ -22,6 +24,7 @@ mod tests;
 
 pub use place::default_dir;
 
+use ahead::Ahead;
 use buffer::{Buffer, Buffers};
 use clusters::{CLUSTER_BYTES, Clusters, Found, Run};
 use device::{Device, SpillFile};
@@ -50,6 +53,7 @@ pub struct FileTier {
     /// For writes and for loads.
     runs: Buffers,
     pages: Buffers,
+    ahead: Ahead,
 }
 
 impl FileTier {
@@ -71,6 +75,7 @@ impl FileTier {
             rmap_bytes: AtomicU64::new(0),
             runs: Buffers::new(RUN_MAX),
             pages: Buffers::new(1),
+            ahead: Ahead::default(),
         }
     }
 
@@ -191,6 +196,20 @@ impl FileTier {
         retry(|| self.device.settle(start, bytes.len() as u64))
     }
 
+    /// Reads a page and those after it, if a stream is going on; `false` if not, or the read failed.
+    fn read_ahead(&self, page: u64, into: &mut Page) -> bool {
+        let Some(mut fill) = self.ahead.begin(page, &self.rmap) else { return false };
+        let bytes = fill.pages * PAGE_SIZE;
+        let read = retry(|| self.device.read_at(&mut fill.buffer[..bytes], page * PAGE_SIZE as u64));
+        // One that cannot be read must not keep the others from being read.
+        let good = read.is_ok_and(|n| n == bytes);
+        if good {
+            into.copy_from_slice(&fill.buffer[..PAGE_SIZE]);
+        }
+        self.ahead.finish(fill, good);
+        good
+    }
+
     /// Reads a page; `false` if the file ends before it does.
     fn read(&self, page: u64, buffer: &mut Buffer) -> io::Result<bool> {
         let n = retry(|| self.device.read_at(&mut buffer[..PAGE_SIZE], page * PAGE_SIZE as u64))?;
@@ -245,6 +264,10 @@ impl Tier for FileTier {
         let page = at.get();
         let of_slot = |w: &Word| w.slot() == Some(slot);
         let word = self.rmap.get(page).filter(of_slot).ok_or(LoadError::Stale)?;
+        let ahead = self.ahead.find(page, word, into) || self.read_ahead(page, into);
+        if ahead && self.rmap.get(page) == Some(word) && word.verify(&into[..]) {
+            return Ok(());
+        }
         let read = self.pages.with(|buffer| {
             let read = self.read(page, buffer);
             if self.rmap.get(page) != Some(word) {
@@ -265,12 +288,13 @@ impl Tier for FileTier {
     /// If `at` does not hold data of `slot`.
     fn release(&self, slot: SlotId, at: Location) {
         self.rmap.clear(slot, at.get());
+        self.ahead.forget(at.get());
         self.give(at.get(), false);
     }
 
     fn usage(&self) -> TierUsage {
         let clusters = self.clusters.lock();
-        let buffers = self.runs.bytes() + self.pages.bytes();
+        let buffers = self.runs.bytes() + self.pages.bytes() + self.ahead.bytes();
         let tables = self.rmap.table_bytes() + self.rmap_bytes.load(Relaxed) + clusters.bytes();
         TierUsage {
             objects: clusters.live(),

@@ -56,6 +56,13 @@ struct Faults {
     calls: u64,
     punched: Vec<(u64, u64)>,
     cached: bool,
+    /// So many of the next writes are lost: the next settle says so, once, whoever calls it.
+    lose: u64,
+    lost: bool,
+    /// Writes to dead pages.
+    dead_writes: u64,
+    /// What another thread does while the next read is under way.
+    meanwhile: Option<Box<dyn FnOnce() + Send>>,
 }
 
 #[derive(Clone, Default)]
@@ -81,6 +88,10 @@ impl Faults {
 
 impl Device for Faulty {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let meanwhile = self.0.lock().meanwhile.take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
         let mut faults = self.0.lock();
         faults.interrupted()?;
         if faults.hits_dead(offset, buf.len()) {
@@ -93,6 +104,11 @@ impl Device for Faulty {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        let page = PAGE_SIZE as u64;
+        assert!(
+            offset.is_multiple_of(page) && buf.len().is_multiple_of(PAGE_SIZE),
+            "direct I/O goes by pages"
+        );
         let mut faults = self.0.lock();
         faults.interrupted()?;
         if let Some(e) = faults.all {
@@ -100,7 +116,13 @@ impl Device for Faulty {
         }
         let n = buf.len().min(faults.short.unwrap_or(usize::MAX));
         if faults.hits_dead(offset, n) {
+            faults.dead_writes += 1;
             return Err(Errno::IO.into());
+        }
+        if faults.lose > 0 {
+            faults.lose -= 1;
+            faults.lost = true;
+            return Ok(n);
         }
         let start = offset as usize + faults.astray.take().unwrap_or(0) as usize * PAGE_SIZE;
         let kept = faults.torn.take().unwrap_or(n).min(n);
@@ -116,7 +138,13 @@ impl Device for Faulty {
     }
 
     fn settle(&self, _: u64, _: u64) -> io::Result<()> {
-        self.0.lock().settle.take().map_or(Ok(()), |e| Err(e.into()))
+        // Time for another thread to get between.
+        std::thread::sleep(std::time::Duration::from_micros(50));
+        let mut faults = self.0.lock();
+        if std::mem::take(&mut faults.lost) {
+            return Err(Errno::IO.into());
+        }
+        faults.settle.take().map_or(Ok(()), |e| Err(e.into()))
     }
 
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -235,7 +263,9 @@ fn torn_and_misdirected_writes_and_rot_are_corrupt() {
     assert_eq!(lost, at, "the place is used again");
     assert_eq!(load(&tier, 13, lost), Err(LoadError::Corrupt), "an older page of another slot");
 
-    for (n, at) in (1..).zip(&before) {
+    // Backwards, so that nothing is read ahead.
+    for (i, at) in before.iter().enumerate().rev() {
+        let n = i as u64 + 1;
         let at = at.expect("stored");
         load(&tier, n, at).expect("whole");
         for (byte, bit) in [(0usize, 0u8), (2049, 3), (4095, 7)] {
@@ -268,6 +298,65 @@ fn a_write_that_does_not_settle_is_written_again() {
     for (n, at) in (1..).zip(store(&tier, 1..=20)) {
         load(&tier, n, at.expect("stored by the second try")).expect("there");
     }
+}
+
+#[test]
+fn a_page_that_becomes_anothers_while_it_is_read_is_stale() {
+    let device = Faulty::default();
+    let tier = Arc::new(device.tier(1 << 16));
+    let places: Vec<_> = store(&tier, 1..=20).into_iter().map(|r| r.expect("stored")).collect();
+    // The second load is one that reads ahead.
+    for n in [9, 10] {
+        let (other, at) = (tier.clone(), places[n - 1]);
+        device.0.lock().meanwhile = Some(Box::new(move || {
+            other.release(slot(n as u64), at);
+            assert_eq!(store(&other, [n as u64 + 1000]), [Ok(at)]);
+        }));
+        assert_eq!(load(&tier, n as u64, at), Err(LoadError::Stale), "slot {n}");
+        load(&tier, n as u64 + 1000, at).expect("there");
+    }
+}
+
+#[test]
+fn a_lost_write_is_noticed_by_the_thread_whose_it_is() {
+    let device = Faulty::default();
+    device.0.lock().cached = true;
+    let tier = device.tier(1 << 16);
+    std::thread::scope(|scope| {
+        for t in 0..4u64 {
+            let (tier, device) = (&tier, &device);
+            scope.spawn(move || {
+                for round in 0..50 {
+                    let first = t * 10_000 + round * 10 + 1;
+                    if round % 5 == 0 {
+                        device.0.lock().lose = 1;
+                    }
+                    for (n, at) in (first..).zip(store(tier, first..first + 10)) {
+                        load(tier, n, at.expect("stored by the second try")).expect("there");
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn bad_pages_stay_bad_when_their_cluster_comes_again() {
+    let device = Faulty::default();
+    let tier = device.tier(4 * CLUSTER as u64);
+    device.0.lock().dead = [17].into();
+    let c = CLUSTER as u64;
+    let places: Vec<_> = store(&tier, 1..=2 * c).into_iter().map(|r| r.expect("stored")).collect();
+    let found = device.0.lock().dead_writes;
+    for (n, at) in (1..).zip(&places).filter(|(_, at)| at.get() < c) {
+        tier.release(slot(n), *at);
+    }
+    assert_eq!(device.0.lock().punched.len(), 1, "the first cluster is closed, the others are not");
+    let again = store(&tier, 10_000..10_000 + 3 * c);
+    assert_eq!(device.0.lock().dead_writes, found, "a page known to be bad was written to");
+    let stored = again.iter().filter(|r| r.is_ok()).count() as u64;
+    let kept = places.iter().filter(|at| at.get() >= c).count() as u64;
+    assert_eq!(stored, 4 * c - 1 - kept, "all but the bad page is used");
 }
 
 #[test]
@@ -312,6 +401,60 @@ fn batches_are_written_in_long_runs() {
     let before = device.0.lock().calls;
     store(&tier, 4000..4128);
     assert_eq!(device.0.lock().calls - before, 1);
+}
+
+#[test]
+fn a_stream_of_loads_is_read_in_windows() {
+    let device = Faulty::default();
+    let tier = device.tier(1 << 20);
+    let places: Vec<_> =
+        store(&tier, 1..=CLUSTER as u64 * 2).into_iter().map(|r| r.expect("stored")).collect();
+    let reads = || std::mem::take(&mut device.0.lock().calls);
+    reads();
+    for (n, at) in (1..).zip(&places) {
+        load(&tier, n, *at).expect("there");
+    }
+    assert!((32..=35).contains(&reads()), "1024 pages in windows of 32");
+    // No stream: every other page, backwards.
+    for n in (1..=1000u64).rev().step_by(3) {
+        load(&tier, n, places[n as usize - 1]).expect("there");
+    }
+    assert!((290..=334).contains(&reads()), "nothing is read that nobody wants");
+}
+
+#[test]
+fn readahead_gives_nobody_old_data_and_hides_no_error() {
+    let device = Faulty::default();
+    let tier = device.tier(CLUSTER as u64);
+    let places: Vec<_> = store(&tier, 1..=CLUSTER as u64).into_iter().map(|r| r.expect("stored")).collect();
+    let load_all =
+        |from: u64, to: u64| (from..to).map(|n| load(&tier, n, places[n as usize - 1])).collect::<Vec<_>>();
+    assert!(load_all(1, 3).iter().all(Result::is_ok));
+    // Pages 2 to 33 are read ahead. Number 5 is another's now, number 6 is the same slot's with other data.
+    tier.release(slot(5), places[4]);
+    assert_eq!(load(&tier, 5, places[4]), Err(LoadError::Stale));
+    assert_eq!(store(&tier, [1005]), [Ok(places[4])]);
+    load(&tier, 1005, places[4]).expect("there");
+    tier.release(slot(6), places[5]);
+    let other = page(4711);
+    let mut out = Vec::new();
+    tier.store(&[(slot(6), &other)], &mut out);
+    assert_eq!(out, [Ok(places[5])]);
+    let mut into = [0; PAGE_SIZE];
+    tier.load(slot(6), places[5], &mut into).expect("there");
+    assert!(into == other);
+
+    // A page among those read ahead that is rotten, and one that cannot be read: theirs alone is the error.
+    device.0.lock().bytes[110 * PAGE_SIZE] ^= 1;
+    device.0.lock().dead = [150].into();
+    for (n, loaded) in (100..).zip(load_all(100, 200)) {
+        let expected = match n - 1 {
+            110 => Err(LoadError::Corrupt),
+            150 => Err(LoadError::Io(5)),
+            _ => Ok(()),
+        };
+        assert_eq!(loaded, expected, "slot {n}");
+    }
 }
 
 /// Blocks of the device and bytes of the page cache that a real file has.
