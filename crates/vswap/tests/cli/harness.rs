@@ -162,7 +162,11 @@ pub(crate) fn is_dead(pid: u32) -> bool {
 
 /// Sends a signal by name, from outside of the tree.
 pub(crate) fn kill(pid: u32, signal: &str) {
-    let status = Command::new("kill").args(["-s", signal, &pid.to_string()]).status().expect("kill");
+    // A shell's own: the program of that name is not on every machine.
+    let status = Command::new("bash")
+        .args(["-c", "kill -s \"$0\" \"$1\"", signal, &pid.to_string()])
+        .status()
+        .expect("bash");
     assert!(status.success(), "kill -s {signal} {pid}");
 }
 

@@ -136,7 +136,8 @@ fn stale_run_directories_are_swept() {
     kill(pager, "KILL");
     kill(child.id(), "KILL");
     child.wait().unwrap();
-    let _ = Command::new("kill").args(["-s", "KILL", &cmd.to_string()]).stderr(Stdio::null()).status();
+    let script = "kill -s KILL \"$0\"";
+    let _ = Command::new("bash").args(["-c", script, &cmd.to_string()]).stderr(Stdio::null()).status();
     assert!(within(PATIENCE, || is_dead(pager)));
     let left: Vec<_> = fs::read_dir(run.path()).unwrap().flatten().map(|entry| entry.path()).collect();
     let next = crate::harness::output(quiet().env("XDG_RUNTIME_DIR", run.path()).arg("true"));

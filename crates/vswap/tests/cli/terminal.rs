@@ -146,6 +146,48 @@ t.expect("status=3")
 }
 
 #[test]
+fn a_background_job_that_reads_the_terminal_stops() {
+    play(
+        r#"
+t = shell()
+t.type(VSWAP + " run -q -m 256M cat &\n")
+for attempt in range(50):
+    time.sleep(0.2)
+    t.type("jobs\n")
+    t.expect("jobs")
+    if "Stopped" in t.expect("ready> "):
+        break
+else:
+    sys.exit("it never stopped")
+t.type("fg\n")
+time.sleep(0.3)
+t.type("xyz\n")
+t.expect("xyz\r\nxyz")
+t.type("\x04")
+t.expect("ready> ")
+"#,
+    );
+}
+
+#[test]
+fn a_hang_up_reaches_a_program_that_has_the_terminal_to_itself() {
+    play(
+        r#"
+t = Terminal(VSWAP, "run", "-q", "-m", "256M", "sh", "-c", "trap 'echo hup > caught; exit' HUP; echo u''p; while :; do sleep 0.1; done")
+t.expect("up\r\n")
+os.close(t.fd)
+for attempt in range(100):
+    if os.path.exists("caught"):
+        break
+    time.sleep(0.1)
+else:
+    sys.exit("no hang-up")
+os.waitpid(t.pid, 0)
+"#,
+    );
+}
+
+#[test]
 fn colours_are_for_terminals_that_want_them() {
     let text = play(
         r#"
