@@ -265,6 +265,46 @@ fn a_busy_object_does_not_hold_a_megabyte() {
 }
 
 #[test]
+fn the_smallest_objects_are_cleaned_within_the_accounts() {
+    let pool = Pool::new(64 << 20);
+    let owners = Owners::default();
+    let mut out = Vec::new();
+    for n in 1..=150_000u64 {
+        let mut page = [0; PAGE_SIZE];
+        crate::compress::fill(n << 20, &mut page);
+        pool.store(&[(slot(n), &page)], &mut out);
+        owners.words.lock().insert(slot(n), out.pop().expect("one").expect("stored"));
+    }
+    assert_eq!(pool.usage().live_bytes, 150_000 * 16);
+    for n in (1..=150_000).filter(|n| n % 4 != 0) {
+        pool.release(slot(n), owners.words.lock().remove(&slot(n)).expect("stored"));
+    }
+    assert!(pool.clean(&owners, u64::MAX).moved > 10_000);
+    recount(&pool);
+}
+
+#[test]
+fn a_page_is_kept_if_it_shrinks_to_three_quarters() {
+    let pool = Pool::new(16 << 20);
+    let mut rng = 1u64;
+    for (noise, kept) in [(2900, true), (3020, true), (3100, false), (3900, false), (4096, false)] {
+        let mut page = [0; PAGE_SIZE];
+        for byte in &mut page[..noise] {
+            rng = rng.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            *byte = (rng >> 56) as u8;
+        }
+        let mut out = Vec::new();
+        pool.store(&[(slot(1), &page)], &mut out);
+        match out[0] {
+            Ok(at) => pool.release(slot(1), at),
+            Err(e) => assert_eq!(e, StoreError::Incompressible),
+        }
+        assert_eq!(out[0].is_ok(), kept, "{noise} random bytes");
+    }
+    assert_eq!(pool.usage().objects, 0);
+}
+
+#[test]
 fn an_owner_that_is_always_busy_does_not_hold_the_cleaner() {
     let pool = Pool::new(64 << 20);
     let owners = fill(&pool, 4000, |i| i % 2 != 0);
