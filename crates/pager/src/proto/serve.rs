@@ -1,5 +1,7 @@
 //! Faults: a page with a slot is copied back with its neighbours, a page without one is a first touch.
 
+use std::ops::Range;
+
 use vswap_core::SlotId;
 
 use super::message::{Answer, Command, Effect, Fault, Stop};
@@ -37,7 +39,7 @@ impl AddressSpace {
     pub(super) fn install(&self, fault: Fault, slots: &[SlotId], pages: u64) -> Command {
         let addr = fault.addr & !(PAGE - 1);
         match slots {
-            [] => Command::Zero { addr, pages, fault },
+            [] => Command::Zero { addr, pages: alone(fault, pages), fault },
             slots => Command::Copy { addr, slots: slots.to_vec(), fault },
         }
     }
@@ -48,6 +50,7 @@ impl AddressSpace {
             return self.stop(format!("unexpected answer {answer:?} to an install"));
         };
         let addr = fault.addr & !(PAGE - 1);
+        let (wanted, pages) = (pages, if slots == 0 { alone(fault, pages) } else { pages });
         if done > 0 {
             let range = addr..addr + done * PAGE;
             self.owed.remove(range.clone());
@@ -60,6 +63,9 @@ impl AddressSpace {
         }
         let next = addr + done * PAGE;
         match stop {
+            Stop::Complete if wanted > pages => {
+                self.job = Job::Around { fault: Fault { addr: next, write: false, ..fault }, pages: wanted - pages };
+            }
             Stop::Complete | Stop::Short => {}
             Stop::Changing => {
                 self.open();
@@ -86,9 +92,41 @@ impl AddressSpace {
         }
     }
 
+    /// What came of zeros around a page that was written to. Nobody waits for them.
+    pub(super) fn served_around(&mut self, fault: Fault, answer: Answer) {
+        let Answer::Installed(done, stop) = answer else {
+            return self.stop(format!("unexpected answer {answer:?} to an install"));
+        };
+        self.owed.remove(fault.addr..fault.addr + done * PAGE);
+        self.streams.ended_at(fault.tid, fault.addr / PAGE + done);
+        if stop == Stop::Changing {
+            self.open();
+        }
+    }
+
+    /// Guard pages were made here: a fault that was read before is out of date, and to answer it would replace them.
+    pub(super) fn guarded(&mut self, range: Range<u64>) {
+        self.drop_slots(range.clone());
+        let out_of_date = |fault: &Fault| range.contains(&fault.addr);
+        for faults in [&mut self.ready, &mut self.held] {
+            let (stale, rest): (Vec<_>, _) = core::mem::take(faults).into_iter().partition(out_of_date);
+            *faults = rest.into();
+            for fault in stale {
+                self.effects.push_back(Effect::Served(fault));
+                self.effects.push_back(Effect::Wake(fault.addr & !(PAGE - 1)));
+            }
+        }
+    }
+
     /// Lets a thread look again at a page that needs nothing from us.
     fn wake(&mut self, fault: Fault) {
         self.effects.push_back(Effect::Served(fault));
         self.effects.push_back(Effect::Wake(fault.addr & !(PAGE - 1)));
     }
+}
+
+/// How many of `pages` zero pages are installed with the faulting one: where it was a write the page is copied, and a
+/// copy replaces guard markers, of which nobody may have told us. The rest follows as zero pages, which do not.
+fn alone(fault: Fault, pages: u64) -> u64 {
+    if fault.write { 1 } else { pages }
 }

@@ -71,6 +71,8 @@ pub(super) enum Job {
     Idle,
     /// Installing pages for a fault, from slots, or zeros where there are none.
     Serving { fault: Fault, slots: Vec<SlotId>, pages: u64 },
+    /// Zeros around a page that was written to.
+    Around { fault: Fault, pages: u64 },
     /// A granted call is being handed to the agent.
     Granting(Ticket, Call),
     /// Closing: asking for a quiet moment.
@@ -215,9 +217,7 @@ impl AddressSpace {
             }
             Input::Asked(ticket, call) => self.asked.push_back((ticket, call)),
             Input::Returned(ticket, result) => self.returned(ticket, result),
-            Input::Guarded(range) if self.rules.guard => {
-                self.drop_slots(range);
-            }
+            Input::Guarded(range) if self.rules.guard => self.guarded(range),
             Input::Guarded(_) => {}
             Input::SettleBegin => self.settling = self.owed.clone(),
             Input::Settled => {
@@ -428,6 +428,7 @@ impl AddressSpace {
         Some(match &self.job {
             Job::Idle => return None,
             Job::Serving { fault, slots, pages } => self.install(*fault, slots, *pages),
+            Job::Around { fault, pages } => Command::Zero { addr: fault.addr, pages: *pages, fault: *fault },
             Job::Granting(ticket, call) => Command::Execute(*ticket, *call),
             Job::Quieting => Command::Probe,
             Job::Deciding(doubts) => Command::ProbePage(*doubts.last()?),
@@ -498,6 +499,7 @@ impl AddressSpace {
         match job {
             Job::Idle | Job::Granting(..) => {}
             Job::Serving { fault, slots, pages } => self.served(fault, slots.len(), pages, answer),
+            Job::Around { fault, .. } => self.served_around(fault, answer),
             Job::Quieting => self.quieted(answer),
             Job::Deciding(doubts) => self.decided(doubts, answer),
             Job::Sweeping(sweep) => self.swept(sweep, answer),

@@ -494,6 +494,31 @@ fn guard_pages_take_what_was_under_them() {
 }
 
 #[test]
+fn zeros_around_a_page_that_is_written_to_are_not_copied_and_a_fault_from_before_a_guard_is_not_answered() {
+    let mut kernel = Kernel { mappings: vec![A..A + 8 * PAGE], ..Kernel::default() };
+    let mut space = AddressSpace::new(true);
+    space.input(Input::RegisterAll(true));
+    kernel.run(&mut space);
+    let write = |addr| Input::Fault(Fault { addr, write: true, tid: 1, stamp: 0 });
+    space.input(write(A));
+    kernel.run(&mut space);
+    kernel.log.clear();
+    space.input(write(A + PAGE));
+    kernel.run(&mut space);
+    let zero = |addr, write| Command::Zero { addr, pages: 1, fault: Fault { addr, write, tid: 1, stamp: 0 } };
+    assert_eq!(kernel.log, [zero(A + PAGE, true), zero(A + 2 * PAGE, false)]);
+    kernel.log.clear();
+    let call = Call::Madvise { start: A + 4 * PAGE, len: PAGE, advice: 102 };
+    space.input(Input::Asked(Ticket(1), call));
+    kernel.run(&mut space);
+    space.input(write(A + 4 * PAGE));
+    space.input(Input::Guarded(A + 4 * PAGE..A + 5 * PAGE));
+    space.input(Input::Returned(Ticket(1), 0));
+    drain(&mut kernel, &mut space);
+    assert_eq!(kernel.log, [Command::Execute(Ticket(1), call), Command::Probe]);
+}
+
+#[test]
 fn a_child_reads_zeros_where_its_parent_is_wiped_on_fork() {
     let mut kernel = Kernel { mappings: vec![A..A + 2 * PAGE], ..Kernel::default() };
     kernel.present.extend([(A, 1), (A + PAGE, 2)]);
