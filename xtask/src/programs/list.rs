@@ -109,14 +109,14 @@ pub(crate) static PROGRAMS: &[Program] = &[
         words: |s| {
             Ok(built(
                 workspace::counters()?,
-                &["-t", "4", "-m", s.pick("512", "160"), "-r", s.pick("4", "2")],
+                &["-t", "4", "-m", s.pick("512", "160"), "-r", s.pick("3", "1")],
             ))
         },
         sources: || Ok(vec![workspace::counters()?]),
         compare: Compare::Output,
         pool: 10,
         floor: Floor { evictions: 40, pool: 5, file: 1 },
-        seconds: (300, 120),
+        seconds: (400, 200),
     },
     Program {
         name: "python",
@@ -138,7 +138,7 @@ pub(crate) static PROGRAMS: &[Program] = &[
         compare: Compare::Output,
         pool: 25,
         floor: Floor { evictions: 30, pool: 2, file: 1 },
-        seconds: (300, 120),
+        seconds: (400, 200),
     },
     Program {
         name: "shell",
@@ -233,7 +233,7 @@ pub(crate) static PROGRAMS: &[Program] = &[
         compare: Compare::Kill,
         pool: 20,
         floor: Floor { evictions: 0, pool: 0, file: 0 },
-        seconds: (300, 120),
+        seconds: (400, 200),
     },
     Program {
         name: "kill-torture",
@@ -250,6 +250,6 @@ pub(crate) static PROGRAMS: &[Program] = &[
         compare: Compare::Kill,
         pool: 20,
         floor: Floor { evictions: 0, pool: 0, file: 0 },
-        seconds: (300, 120),
+        seconds: (400, 200),
     },
 ];
