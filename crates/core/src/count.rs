@@ -12,7 +12,7 @@ use crate::word::{COUNT_MAX, Word};
 use std::collections::HashMap;
 
 /// References that move at once: half of what the word counts, so that the next move is far in both directions.
-const BATCH: u64 = (COUNT_MAX + 1) / 2;
+const BATCH: u64 = COUNT_MAX.div_ceil(2);
 
 /// What became of a slot that lost a reference.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

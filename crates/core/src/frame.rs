@@ -87,6 +87,8 @@ struct State {
     /// Free frames of each slab; 0 also if it has no memory.
     free: Vec<u64>,
     present: Vec<bool>,
+    /// No slab below this one has a free frame.
+    lowest: usize,
     /// Slabs present without a frame in use.
     empty: usize,
     oldest: u32,
@@ -110,6 +112,7 @@ impl Frames {
             links: Vec::new(),
             free: Vec::new(),
             present: Vec::new(),
+            lowest: 0,
             empty: 0,
             oldest: NONE,
             newest: NONE,
@@ -167,10 +170,12 @@ impl Frames {
         if used >= self.limit() {
             return Ok(None);
         }
-        let slab = match state.free.iter().position(|free| *free != 0) {
-            Some(slab) => slab,
+        let lowest = state.lowest;
+        let slab = match state.free[lowest..].iter().position(|free| *free != 0) {
+            Some(further) => lowest + further,
             None => self.grow(&mut state)?,
         };
+        state.lowest = slab;
         if state.free[slab] == ALL {
             state.empty -= 1;
         }
@@ -216,6 +221,7 @@ impl Frames {
         let bit = 1 << (frame % SLAB);
         assert!(state.free[slab] & bit == 0, "frame {frame} released twice");
         state.free[slab] |= bit;
+        state.lowest = state.lowest.min(slab);
         if state.free[slab] != ALL {
             return;
         }

@@ -182,17 +182,18 @@ impl VirtualSwap {
 
     /// Frees a slot without references that the caller holds.
     fn tear_down(&self, held: Held) {
-        self.release(&held.cluster, held.slot, held.old, held.old_object);
-        held.cluster.charges().slots(held.old, -1);
-        held.cluster.clear(held.index);
-        self.waits.wake(held.slot);
+        self.clear(&held.cluster, held.index, held.slot, held.old_object);
         self.allocator.put(&held.cluster, 1);
     }
 
-    /// Frees a slot whose last reference the caller dropped while nobody held it.
-    pub(crate) fn tear_down_last(&self, cluster: &Pin<Cluster>, index: u32, slot: SlotId) {
+    /// Releases what backs a slot without references, whose busy bit is the caller's, and makes its word free. The
+    /// caller gives it back to the allocator.
+    pub(crate) fn clear(&self, cluster: &Cluster, index: u32, slot: SlotId, object: OldObject) {
         let old = cluster.word(index).backing();
-        self.tear_down(Held { slot, old, old_object: OldObject::Release, cluster: cluster.share(), index });
+        self.release(cluster, slot, old, object);
+        cluster.charges().slots(old, -1);
+        cluster.clear(index);
+        self.waits.wake(slot);
     }
 
     /// Releases what a word no longer names.

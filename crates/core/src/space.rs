@@ -6,6 +6,7 @@ use crate::charge::{Charges, Sums, place_index};
 use crate::cluster::SLOTS;
 use crate::count::{Counts, Put};
 use crate::frame::Frames;
+use crate::hold::OldObject;
 use crate::scratch::Scratch;
 use crate::sync::Mutex;
 use crate::wait::Waits;
@@ -163,10 +164,19 @@ impl VirtualSwap {
     /// If a slot has no reference.
     pub fn free_n(&self, slots: &[SlotId]) {
         let mut finder = self.finder();
-        for slot in slots {
-            let (cluster, index) = finder.of_reference(*slot);
-            if self.counts.put(cluster, index, *slot) == Put::TearDown {
-                self.tear_down_last(cluster, index, *slot);
+        for run in slots.chunk_by(|a, b| place(*a).0 == place(*b).0) {
+            let (cluster, _) = finder.of_reference(run[0]);
+            let mut freed = 0;
+            for slot in run {
+                let (_, index) = place(*slot);
+                if self.counts.put(cluster, index, *slot) == Put::TearDown {
+                    self.clear(cluster, index, *slot, OldObject::Release);
+                    freed += 1;
+                }
+            }
+            // The cluster stays as long as it has slots in use, and those of the run count as such until now.
+            if freed > 0 {
+                self.allocator.put(cluster, freed);
             }
         }
     }

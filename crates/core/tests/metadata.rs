@@ -153,7 +153,7 @@ fn a_tenth_left_at_random_shows_what_clusters_cost() {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        if state % 10 == 0 {
+        if state.is_multiple_of(10) {
             left += 1;
         } else {
             space.free_n(&[*slot]);
