@@ -87,12 +87,11 @@ pub(crate) fn main(start: &Start, listener: Listener, front: &Arc<Sender>, guard
         let summary = Box::new(summary.clone());
         front.send(&Message::Ended { status, summary, others: living_descendants() });
     };
-    match serve(start.config.clone(), session, &mut root_ended) {
-        Ok(summary) => {
-            // The guardian's work; but somebody may have killed it.
-            start.run_dir.remove();
-            told(Message::Done { summary: Box::new(summary) })
-        }
+    let served = serve(start.config.clone(), session, &mut root_ended);
+    // The guardian's work; but somebody may have killed it.
+    start.run_dir.remove();
+    match served {
+        Ok(summary) => told(Message::Done { summary: Box::new(summary) }),
         Err(fatal) => told(Message::Fatal { text: fatal.to_string() }),
     }
 }

@@ -88,6 +88,8 @@ impl Governor {
         peaks: Arc<Mutex<Peaks>>,
     ) -> std::io::Result<Self> {
         let now = Instant::now();
+        let limit_now = limit.bytes(0);
+        peaks.lock().limit = limit_now;
         let long_ago = now.checked_sub(Duration::from_secs(60)).unwrap_or(now);
         Ok(Self {
             shared,
@@ -102,7 +104,7 @@ impl Governor {
             pss_at: long_ago,
             tree: HashSet::new(),
             tree_at: long_ago,
-            limit_now: limit.bytes(0),
+            limit_now,
             limit_at: now,
             evictions: 0,
             progress_at: now,

@@ -39,7 +39,7 @@ pub struct Session {
     pub secret: [u8; 16],
     /// The program.
     pub root: u32,
-    /// The guardian: the ancestor of everything that is counted.
+    /// The guardian: the pager's parent, and the ancestor of everything that is counted.
     pub guardian: u32,
 }
 
@@ -64,6 +64,7 @@ struct Hub {
     listener: Listener,
     secret: [u8; 16],
     root: u32,
+    guardian: u32,
     root_ended: bool,
     /// Connected, not yet introduced.
     strangers: Vec<Conn>,
@@ -108,6 +109,7 @@ impl Hub {
             listener: session.listener,
             secret: session.secret,
             root: session.root,
+            guardian: session.guardian,
             root_ended: false,
             strangers: Vec::new(),
         })
@@ -118,6 +120,10 @@ impl Hub {
             if let Some(why) = self.shared.failure() {
                 end_tree();
                 return Err(Fatal(why));
+            }
+            if std::os::unix::process::parent_id() != self.guardian {
+                self.shared.fail("the guardian was killed: nobody would end the tree if the pager died".into());
+                continue;
             }
             self.reap(root_ended);
             if self.root_ended && self.shared.tenants.lock().is_empty() {

@@ -30,8 +30,9 @@ pub fn fork_with(child: impl FnOnce() -> i32) -> io::Result<u32> {
 /// As [`fork_with`], but parent and child share one table of file descriptors (`CLONE_FILES`) and nothing else: what one
 /// opens or closes, the other has open or closed. The table lives as long as one of them.
 ///
-/// The child is meant for a guardian: it must not drop what it took along (that would close the parent's
-/// descriptors), and must not start threads, because the C library is not told of this fork.
+/// Of a guardian and what it guards: neither may drop what the other still uses (that would close it for both). The C
+/// library is not told of this fork: its cached thread id of the child's main thread is the parent's, so that thread
+/// must not use what depends on it (`raise`, robust or recursive mutexes of pthreads).
 ///
 /// # Errors
 ///

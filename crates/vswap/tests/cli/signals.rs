@@ -111,14 +111,18 @@ fn a_killed_pager_takes_the_tree_along_within_a_second() {
 }
 
 #[test]
-fn a_killed_guardian_changes_nothing_while_the_pager_lives() {
+fn a_killed_guardian_ends_the_tree_for_nobody_else_would_if_the_pager_died() {
     let (dir, run) = (Scratch::new(), Scratch::new());
     let ready = dir.file("ready");
     let mut command = quiet();
-    command.args(["sh", "-c", "echo $$ > \"$0\"; sleep 0.5; exit 6"]).arg(&ready);
+    command.args(["sh", "-c", "echo $$ > \"$0\"; sleep 30; exit 6"]).arg(&ready);
     let child = command.env("XDG_RUNTIME_DIR", run.path()).stderr(Stdio::piped()).spawn().unwrap();
-    kill(parent(parent(pid_in(&ready))), "KILL");
-    assert_code(&collect(child), 6);
+    let cmd = pid_in(&ready);
+    kill(parent(parent(cmd)), "KILL");
+    assert!(within(Duration::from_secs(1), || is_dead(cmd)), "the tree lives");
+    let done = collect(child);
+    assert_code(&done, 125);
+    assert!(stderr(&done).contains("guardian was killed"), "{}", stderr(&done));
     assert!(run.is_empty(), "the run directory is left");
 }
 
