@@ -64,7 +64,8 @@ impl AddressSpace {
         let next = addr + done * PAGE;
         match stop {
             Stop::Complete if wanted > pages => {
-                self.job = Job::Around { fault: Fault { addr: next, write: false, ..fault }, pages: wanted - pages };
+                self.job =
+                    Job::Around { fault: Fault { addr: next, write: false, ..fault }, pages: wanted - pages };
             }
             Stop::Complete | Stop::Short => {}
             Stop::Changing => {
@@ -73,9 +74,18 @@ impl AddressSpace {
                     self.ready.push_back(fault);
                 }
             }
+            Stop::Exists if self.table.get(next).is_some_and(|entry| entry.inherited) => {
+                self.counters.stale += self.drop_slots(next..next + PAGE) as u64;
+                if done == 0 {
+                    self.wake(fault);
+                }
+            }
             // The command was guarded, so no event is unread: the model itself is wrong.
             Stop::Exists if slots > 0 => {
-                self.stop(format!("a page is present at {next:#x}, whose contents are in {:?}", self.table.get(next)));
+                self.stop(format!(
+                    "a page is present at {next:#x}, whose contents are in {:?}",
+                    self.table.get(next)
+                ));
             }
             Stop::Exists | Stop::Missing if done > 0 => {}
             Stop::Missing if pages > 1 => {

@@ -268,7 +268,6 @@ impl AddressSpace {
         let window = self.open();
         window.unmapped.insert(range.clone());
         self.registered.remove(range.clone());
-        self.wiped.remove(range.clone());
         if !self.rules.unmap_marks {
             self.drop_slots(range);
             return;
@@ -328,7 +327,7 @@ impl AddressSpace {
         }
         if self.rules.owed_carried {
             self.owed.shift(from, to, len);
-        self.settling.shift(from, to, len);
+            self.settling.shift(from, to, len);
         } else {
             self.owed.remove(source.clone());
             self.owed.remove(target.clone());
@@ -357,6 +356,7 @@ impl AddressSpace {
     fn cloned(&mut self, key: ChildKey) {
         let window = self.window.as_ref().cloned().unwrap_or_default();
         let mut table = self.table.clone();
+        let beside = self.granted.is_some() || !window.arrived.is_empty() || !self.gated;
         let mut arrived = window.arrived;
         for range in window.unmapped.iter() {
             // Delivered before the fork, but perhaps made after it: the child's own pages tell.
@@ -367,6 +367,15 @@ impl AddressSpace {
                 }
                 if let Some(entry) = table.get(addr) {
                     table.insert(addr, Entry { arrived: true, ..entry });
+                }
+            }
+        }
+        // A fork beside an mremap: nobody knows which of the two the child has seen. The pages that the call touches
+        // are of interest only to a program that races; but where one is resident, it is right and the slot is not.
+        if beside {
+            for addr in table.addrs(0..!(PAGE - 1)) {
+                if let Some(entry) = table.get(addr) {
+                    table.insert(addr, Entry { inherited: true, ..entry });
                 }
             }
         }
@@ -409,6 +418,7 @@ impl AddressSpace {
         if registered {
             self.registered.insert(old_end..new_end);
         }
+        self.wiped.remove(old_end..new_end);
         if self.wiped.contains(to) {
             self.wiped.insert(old_end..new_end);
         }
@@ -529,7 +539,8 @@ impl AddressSpace {
         }
         for range in unmapped.iter() {
             for gone in arrived.gaps(&range) {
-                self.owed.remove(gone);
+                self.owed.remove(gone.clone());
+                self.wiped.remove(gone);
             }
         }
         if !self.rules.close_probes_arrivals {
@@ -551,6 +562,7 @@ impl AddressSpace {
             Answer::Refused => {
                 self.drop_slots(addr..addr + PAGE);
                 self.owed.remove(addr..addr + PAGE);
+                self.wiped.remove(addr..addr + PAGE);
             }
             _ => {
                 self.open();

@@ -157,6 +157,13 @@ impl AddressSpace {
                 let runs = self.victims(runs, sweep.evict.min(BATCH_PAGES));
                 Some(if runs.is_empty() { Step::Find } else { Step::Move(runs) })
             }
+            (Step::Suspect(addr), Answer::Done)
+                if self.table.get(addr).is_some_and(|entry| entry.inherited) =>
+            {
+                self.counters.stale += self.drop_slots(addr..addr + PAGE) as u64;
+                self.evict_hand = addr;
+                Some(Step::Find)
+            }
             (Step::Suspect(addr), Answer::Done) => {
                 self.stop(format!(
                     "a page is resident at {addr:#x}, whose contents are in {:?}",
@@ -167,7 +174,8 @@ impl AddressSpace {
             (Step::Move(_), Answer::Moved(pages, changing)) => {
                 sweep.evict = sweep.evict.saturating_sub(pages.len() as u64);
                 for (addr, slot) in pages {
-                    if let Some(old) = self.table.insert(addr, Entry { slot, dead: false, arrived: false }) {
+                    let entry = Entry { slot, dead: false, arrived: false, inherited: false };
+                    if let Some(old) = self.table.insert(addr, entry) {
                         self.stop(format!("a page was resident at {addr:#x}, whose contents are in {old:?}"));
                     }
                 }

@@ -1,10 +1,10 @@
 //! The page table of one address space: which slot holds an evicted page.
 //!
 //! ```text
-//!  63    62       61..40    39 .. 0
-//! ┌────┬─────────┬─────────┬───────────────┐
-//! │dead│ arrived │    0    │ slot id       │   one word per page; 0: no slot
-//! └────┴─────────┴─────────┴───────────────┘
+//!  63    62        61        60..40    39 .. 0
+//! ┌────┬─────────┬───────────┬────────┬───────────────┐
+//! │dead│ arrived │ inherited │   0    │ slot id       │   one word per page; 0: no slot
+//! └────┴─────────┴───────────┴────────┴───────────────┘
 //! ```
 //!
 //! `dead` and `arrived` live only while a window of mapping changes is open (see `space.rs`). Words come in chunks of
@@ -20,6 +20,7 @@ const PAGE: u64 = PAGE_SIZE as u64;
 const CHUNK_PAGES: u64 = 512;
 const DEAD: u64 = 1 << 63;
 const ARRIVED: u64 = 1 << 62;
+const INHERITED: u64 = 1 << 61;
 const SLOT: u64 = (1 << SlotId::BITS) - 1;
 
 /// What the table knows of one evicted page.
@@ -31,16 +32,23 @@ pub struct Entry {
     pub dead: bool,
     /// The page was brought here by an mremap of the open window.
     pub arrived: bool,
+    /// A fork brought the slot here while an mremap was under way: if the page is resident the slot is stale.
+    pub inherited: bool,
 }
 
 impl Entry {
     fn decode(word: u64) -> Option<Self> {
         let slot = SlotId::new(word & SLOT)?;
-        Some(Self { slot, dead: word & DEAD != 0, arrived: word & ARRIVED != 0 })
+        let has = |flag| word & flag != 0;
+        Some(Self { slot, dead: has(DEAD), arrived: has(ARRIVED), inherited: has(INHERITED) })
     }
 
     fn encode(self) -> u64 {
-        self.slot.get() | if self.dead { DEAD } else { 0 } | if self.arrived { ARRIVED } else { 0 }
+        let flag = |set, flag| if set { flag } else { 0 };
+        self.slot.get()
+            | flag(self.dead, DEAD)
+            | flag(self.arrived, ARRIVED)
+            | flag(self.inherited, INHERITED)
     }
 }
 
@@ -140,7 +148,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn entry(n: u64) -> Entry {
-        Entry { slot: SlotId::new(n).unwrap(), dead: n & 1 != 0, arrived: n & 2 != 0 }
+        let slot = SlotId::new(n).unwrap();
+        Entry { slot, dead: n & 1 != 0, arrived: n & 2 != 0, inherited: n & 4 != 0 }
     }
 
     proptest! {

@@ -60,7 +60,11 @@ impl Kernel {
             },
             Command::Probe => Answer::Done,
             Command::ProbePage(addr) => {
-                if self.registered.contains(addr) { Answer::Done } else { Answer::Refused }
+                if self.registered.contains(addr) {
+                    Answer::Done
+                } else {
+                    Answer::Refused
+                }
             }
             Command::Copy { addr, slots, .. } => {
                 for (i, slot) in slots.iter().enumerate() {
@@ -578,4 +582,42 @@ fn what_is_owed_is_forgiven_once_every_thread_has_left_its_madvise_and_no_later_
         kernel.run(&mut space);
     }
     assert_eq!(kernel.present.keys().collect::<Vec<_>>(), [&A], "the second REMOVE is still owed");
+}
+
+#[test]
+fn an_unmap_read_before_a_fork_does_not_hand_wiped_pages_to_the_child() {
+    let mut kernel = Kernel { mappings: vec![A..A + PAGE], ..Kernel::default() };
+    kernel.present.insert(A, 1);
+    kernel.wiped.insert(A..A + PAGE);
+    let mut space = AddressSpace::new(true);
+    space.input(Input::Evict(1));
+    kernel.run(&mut space);
+    space.input(Input::Unmap(A..A + PAGE)); // made after the fork, but delivered first
+    space.input(Input::Fork(ChildKey(1)));
+    kernel.run(&mut space);
+    let (_, child) = kernel.children.pop().unwrap();
+    assert_eq!((space.evicted(), child.evicted()), (1, 0));
+}
+
+#[test]
+fn in_the_child_of_a_fork_beside_an_mremap_a_resident_page_is_right_and_its_slot_stale() {
+    let (mut kernel, mut space) = evicted(3);
+    space.input(Input::Asked(Ticket(1), mremap(B, PAGE, PAGE)));
+    kernel.run(&mut space);
+    space.input(Input::Fork(ChildKey(1)));
+    space.input(Input::Returned(Ticket(1), -12));
+    drain(&mut kernel, &mut space);
+    let (_, mut child) = kernel.children.pop().unwrap();
+    child.input(Input::ParentClosed);
+    drain(&mut kernel, &mut child);
+    // In the child, two of the pages are what the mremap had brought there.
+    kernel.present.extend([(A, 7), (A + PAGE, 8)]);
+    child.input(fault(A));
+    child.input(Input::Evict(1));
+    kernel.run(&mut child);
+    kernel.run(&mut child);
+    assert_eq!(kernel.stops, Vec::<String>::new());
+    child.input(fault(A + PAGE));
+    kernel.run(&mut child);
+    assert_eq!((kernel.present[&A].max(8), kernel.present[&(A + PAGE)], space.evicted()), (8, 8, 3));
 }
