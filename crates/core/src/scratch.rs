@@ -3,8 +3,8 @@
 //!
 //! What is reserved: one set at the space's birth, with room for the outcomes of a batch (about 1.5 KiB). Frames are
 //! written out from where they are, without a copy. A second thread that stores or writes out at the same time makes
-//! another set, which is kept too. Writeback reads pages into a bounce buffer (256 KiB) that its first call makes; if
-//! there is no memory for it, pages go one by one over the stack. What tiers need is the tiers' reserve.
+//! another set, which is kept too. Writeback and swapoff read pages into a bounce buffer (256 KiB) that the first call makes
+//! and that is kept; if there is no memory for it, pages go one by one over the stack. What tiers need is the tiers' reserve.
 
 use crate::directory::try_boxed;
 use crate::space::VirtualSwap;
@@ -21,29 +21,17 @@ pub(crate) struct Scratch {
     pub(crate) outcomes: Vec<Result<Location, StoreError>>,
     /// What the pool offered.
     pub(crate) candidates: Vec<(SlotId, Location)>,
-    bounce: Box<[Page]>,
 }
 
 impl Scratch {
     pub(crate) fn new() -> Self {
-        Self { outcomes: Vec::with_capacity(BATCH), candidates: Vec::new(), bounce: Box::default() }
-    }
-
-    /// Takes the bounce buffer out; empty if there is no memory for it. To be put back.
-    pub(crate) fn take_bounce(&mut self) -> Box<[Page]> {
-        let bounce = std::mem::take(&mut self.bounce);
-        if bounce.is_empty() { try_boxed(BATCH, || [0; PAGE_SIZE]).unwrap_or_default() } else { bounce }
-    }
-
-    pub(crate) fn put_bounce(&mut self, bounce: Box<[Page]>) {
-        self.bounce = bounce;
+        Self { outcomes: Vec::with_capacity(BATCH), candidates: Vec::new() }
     }
 
     fn bytes(&self) -> u64 {
         (size_of::<Self>()
             + self.outcomes.capacity() * size_of::<Result<Location, StoreError>>()
-            + self.candidates.capacity() * size_of::<(SlotId, Location)>()
-            + self.bounce.len() * PAGE_SIZE) as u64
+            + self.candidates.capacity() * size_of::<(SlotId, Location)>()) as u64
     }
 }
 
@@ -62,8 +50,22 @@ impl VirtualSwap {
         result
     }
 
-    /// Bytes of the sets that are not in use now.
+    /// Runs `work` with a batch of pages for it, or with one if there is no memory for more.
+    pub(crate) fn with_bounce<R>(&self, work: impl FnOnce(&mut [Page]) -> R) -> R {
+        let kept = std::mem::take(&mut *self.bounce.lock());
+        let mut bounce =
+            if kept.is_empty() { try_boxed(BATCH, || [0; PAGE_SIZE]).unwrap_or_default() } else { kept };
+        if bounce.is_empty() {
+            return work(&mut [[0; PAGE_SIZE]]);
+        }
+        let result = work(&mut bounce);
+        *self.bounce.lock() = bounce;
+        result
+    }
+
+    /// Bytes of the sets and of the bounce buffer that are not in use now.
     pub(crate) fn scratch_bytes(&self) -> u64 {
-        self.scratch.lock().iter().map(Scratch::bytes).sum()
+        let sets: u64 = self.scratch.lock().iter().map(Scratch::bytes).sum();
+        sets + size_of_val(&**self.bounce.lock()) as u64
     }
 }

@@ -11,7 +11,7 @@ use crate::scratch::Scratch;
 use crate::sync::Mutex;
 use crate::wait::Waits;
 use crate::word::{Backing, Place, SHADOW_BITS, TIERS_MAX, Word};
-use crate::{GroupId, SlotId, Tier, TierId, TierUsage};
+use crate::{GroupId, Page, SlotId, Tier, TierId, TierUsage};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -93,6 +93,7 @@ pub struct VirtualSwap {
     pub(crate) tiers: Vec<Arc<dyn Tier>>,
     /// Working memory for background work; one set is always here or in use.
     pub(crate) scratch: Mutex<Vec<Scratch>>,
+    pub(crate) bounce: Mutex<Box<[Page]>>,
     /// Tiers that take nothing new, a bit each.
     pub(crate) closed: AtomicU32,
     /// Clusters that swapoff has passed in this lap.
@@ -117,6 +118,7 @@ impl VirtualSwap {
             pool: config.pool,
             tiers: config.tiers,
             scratch: Mutex::new(vec![Scratch::new()]),
+            bounce: Mutex::default(),
             closed: AtomicU32::new(0),
             scan: AtomicU32::new(0),
             written_out: AtomicU64::new(0),

@@ -109,10 +109,6 @@ mod real_or_model {
         pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
             self.0.write().expect("no panic in a model")
         }
-
-        pub(crate) fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
-            self.0.try_write().ok()
-        }
     }
 
     pub(crate) struct Entry<T>(Mutex<Option<Arc<T>>>);

@@ -3,10 +3,11 @@
 //! Comes by the pool's reverse map, without references: the slot word must still name the object, and is held busy while
 //! it moves. Loads go on from the pool's copy meanwhile.
 
-use crate::scratch::BATCH;
+use crate::hold::Held;
+use crate::scratch::{BATCH, Scratch};
 use crate::space::VirtualSwap;
 use crate::word::Backing;
-use crate::{PAGE_SIZE, StoreError};
+use crate::{Location, Page, SlotId, StoreError};
 
 /// What [`VirtualSwap::write_back`] did, in pages.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -29,43 +30,48 @@ impl VirtualSwap {
         let Some(pool) = self.pool.as_ref().filter(|_| !self.tiers.is_empty()) else { return report };
         self.with_scratch(|scratch| {
             let mut candidates = std::mem::take(&mut scratch.candidates);
-            let mut bounce = scratch.take_bounce();
-            let mut one = [[0; PAGE_SIZE]];
-            let mut offered = 0;
-            while offered < max && report.stuck.is_none() {
-                let pages = if bounce.is_empty() { &mut one[..] } else { &mut bounce[..] };
-                candidates.clear();
-                pool.coldest(pages.len().min(max - offered), &mut candidates);
-                if candidates.is_empty() {
-                    break;
+            self.with_bounce(|pages| {
+                let mut offered = 0;
+                while offered < max && report.stuck.is_none() {
+                    candidates.clear();
+                    pool.coldest(pages.len().min(max - offered), &mut candidates);
+                    if candidates.is_empty() {
+                        break;
+                    }
+                    candidates.truncate(pages.len());
+                    offered += candidates.len();
+                    self.write_back_batch(&candidates, pages, scratch, &mut report);
                 }
-                candidates.truncate(pages.len());
-                offered += candidates.len();
-                let mut finder = self.finder();
-                let mut held = [const { None }; BATCH];
-                for (held, (slot, at)) in held.iter_mut().zip(&candidates) {
-                    *held = finder.find(*slot).and_then(|place| {
-                        self.try_hold(place, *slot, |backing| backing == Backing::Pool(*at))
-                    });
-                }
-                let moves = self.move_objects(
-                    held.into_iter().flatten(),
-                    pages,
-                    scratch,
-                    |batch, scratch, placed| {
-                        self.place_in_tiers(batch, scratch, placed);
-                    },
-                );
-                report.written += moves.moved;
-                report.lost += moves.lost;
-                report.stuck = moves.stuck;
-                if moves.stuck.is_none() {
-                    report.passed += candidates.len() - moves.moved - moves.lost;
-                }
-            }
-            scratch.put_bounce(bounce);
+            });
             scratch.candidates = candidates;
         });
         report
+    }
+
+    /// Moves those of the candidates, at most as many as there are pages, that are still where the pool said.
+    fn write_back_batch(
+        &self,
+        candidates: &[(SlotId, Location)],
+        pages: &mut [Page],
+        scratch: &mut Scratch,
+        report: &mut WriteBack,
+    ) {
+        let mut finder = self.finder();
+        let mut held: [Option<Held>; BATCH] = [const { None }; BATCH];
+        for (held, (slot, at)) in held.iter_mut().zip(candidates) {
+            *held = finder
+                .find(*slot)
+                .and_then(|place| self.try_hold(place, *slot, |backing| backing == Backing::Pool(*at)));
+        }
+        let moves =
+            self.move_objects(held.into_iter().flatten(), pages, scratch, |batch, scratch, placed| {
+                self.place_in_tiers(batch, scratch, placed);
+            });
+        report.written += moves.moved;
+        report.lost += moves.lost;
+        report.stuck = moves.stuck;
+        if moves.stuck.is_none() {
+            report.passed += candidates.len() - moves.moved - moves.lost;
+        }
     }
 }

@@ -11,8 +11,9 @@ use vswap_core::{
     Tier, TierUsage, VirtualSwap,
 };
 
-/// Preemptions explored: almost all bugs of this kind need no more than two.
-const PREEMPTIONS: usize = 2;
+/// Preemptions explored: almost all bugs of this kind need no more than two; a frame that is another's for a moment
+/// needs three.
+const PREEMPTIONS: usize = 3;
 
 /// A tier whose every operation is one step; panics at a second release. Its lock is not the model's.
 #[derive(Default)]

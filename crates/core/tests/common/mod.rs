@@ -2,6 +2,8 @@
 //! may do what another thread would do there.
 #![allow(dead_code, unreachable_pub, reason = "a module of several tests, each of which uses its part")]
 
+pub mod world;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use vswap_core::{
