@@ -37,7 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use vswap_core::{LoadError, Location, PAGE_SIZE, Page, SlotId, StoreError, Tier, TierUsage};
 
 /// Pages of the largest write.
-const RUN_MAX: usize = 128;
+const RUN_MAX: usize = 64;
 /// Places that are tried for a page before its device is given up.
 const PLACES: usize = 3;
 

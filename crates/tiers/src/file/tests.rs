@@ -399,7 +399,7 @@ fn batches_are_written_in_long_runs() {
         tier.release(slot(n), at.expect("stored"));
     }
     let before = device.0.lock().calls;
-    store(&tier, 4000..4128);
+    store(&tier, 4000..4000 + RUN_MAX as u64);
     assert_eq!(device.0.lock().calls - before, 1);
 }
 
