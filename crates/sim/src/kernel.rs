@@ -1,0 +1,404 @@
+//! The kernel: changes of mappings below the lock, the count of changes, events, faults, and the guarded commands.
+//!
+//! A change is one step: the kernel makes it below the lock of the address space. In the same step the count goes up by
+//! the number of events that the change will queue. Everything after the lock is dropped (queueing, sleeping, waking,
+//! zapping) is a step of its own: see `threads.rs`.
+
+use std::ops::Range;
+
+use vswap_pager::proto::Stop;
+
+use crate::memory::{Memory, Pte, Vma};
+use crate::oracle::Expect;
+use crate::program::Child;
+use crate::world::{Change, Event, Note, Pending, Role, Wait, World, note};
+
+pub const MAYMOVE: u64 = 1;
+pub const FIXED: u64 = 2;
+pub const DONTUNMAP: u64 = 4;
+pub const WIPEONFORK: u64 = 18;
+pub const KEEPONFORK: u64 = 19;
+pub const GUARD_INSTALL: u64 = 102;
+pub const GUARD_REMOVE: u64 = 103;
+
+const ENOMEM: i64 = -12;
+const EFAULT: i64 = -14;
+const EINVAL: i64 = -22;
+
+/// What a read() of the userfaultfd returns.
+pub enum Message {
+    Fault(Pending),
+    Event(Event),
+}
+
+impl World<'_> {
+    /// Makes a change on behalf of a thread of the program. Returns the call's result and the events that are due.
+    pub fn change(&mut self, s: usize, by: usize, change: &Change) -> (i64, Vec<Event>) {
+        let mut events = Vec::new();
+        let result = match change {
+            Change::Map { pages, flags } => self.map(s, by, *pages, *flags),
+            Change::Over(range) => {
+                self.unmap(s, range.clone(), &mut events);
+                self.vmas += 1;
+                let flags = Vma { id: self.vmas, ..plain() };
+                self.place(s, by, range.clone(), flags);
+                range.start as i64
+            }
+            Change::Unmap(range) => {
+                self.unmap(s, range.clone(), &mut events);
+                0
+            }
+            Change::Remap { old, old_len, new_len, flags, new } => {
+                self.remap(s, by, [*old, *old_len, *new_len, *new], *flags, &mut events)
+            }
+            Change::Remove(range, _) => {
+                if self.spaces[s].mem.any_registered(range) {
+                    events.push(Event::Remove(range.clone()));
+                }
+                0
+            }
+            Change::Guard(range, install) => self.guard(s, range.clone(), *install),
+            Change::Wipe(range, on) => self.alter(s, range, |vma| vma.wipe = *on),
+            Change::Protect(range, on) => self.alter(s, range, |vma| vma.readonly = *on),
+            Change::Lock(range, on) => self.alter(s, range, |vma| vma.locked = *on),
+            Change::Fork(child) => {
+                let child = self.fork(s, by, child);
+                events.push(Event::Fork(child));
+                child as i64
+            }
+            Change::Exit => {
+                self.exit(s);
+                0
+            }
+        };
+        self.spaces[s].changing += events.len() as u32;
+        note!(self, "P{s} T{by}: {change:?} = {result}, due: {events:?}");
+        (result, events)
+    }
+
+    fn alter(&mut self, s: usize, range: &Range<usize>, change: impl Fn(&mut Vma)) -> i64 {
+        self.spaces[s].mem.alter(range.clone(), change);
+        0
+    }
+
+    fn place(&mut self, s: usize, by: usize, range: Range<usize>, flags: Vma) {
+        let space = &mut self.spaces[s];
+        for p in range {
+            space.mem.vma[p] = Some(flags);
+            space.mem.pte[p] = Pte::None;
+            space.owner[p] = Some(by);
+            space.expect[p] = Expect::Value(0);
+            space.unsure[p] = false;
+        }
+    }
+
+    /// A free range of the kernel's choice: often just where something was unmapped.
+    fn choose(&mut self, s: usize, pages: usize) -> Option<usize> {
+        let arena = self.setup.arena;
+        if pages > arena {
+            return None;
+        }
+        let freed = self.spaces[s].freed;
+        if !self.rng.one_in(3) && self.spaces[s].mem.is_free(&(freed..freed + pages)) {
+            return Some(freed);
+        }
+        let first = self.rng.below(arena);
+        (0..arena).map(|i| (first + i) % arena).find(|&p| self.spaces[s].mem.is_free(&(p..p + pages)))
+    }
+
+    fn map(&mut self, s: usize, by: usize, pages: usize, flags: Vma) -> i64 {
+        let Some(at) = self.choose(s, pages) else { return ENOMEM };
+        self.vmas += 1;
+        let mut flags = Vma { id: self.vmas, ..flags };
+        // The kernel merges neighbours that are alike; registered ones are not like unregistered ones.
+        let neighbour = at.checked_sub(1).and_then(|before| self.spaces[s].mem.vma[before]);
+        if let Some(neighbour) = neighbour
+            && (Vma { id: neighbour.id, ..flags }) == neighbour
+            && self.rng.one_in(2)
+        {
+            flags = neighbour;
+        }
+        self.place(s, by, at..at + pages, flags);
+        at as i64
+    }
+
+    fn unmap(&mut self, s: usize, range: Range<usize>, events: &mut Vec<Event>) {
+        let space = &mut self.spaces[s];
+        if space.mem.any_registered(&range) {
+            events.push(Event::Unmap(range.clone()));
+        }
+        space.mem.clear(range.clone());
+        space.owner[range.clone()].fill(None);
+        space.expect[range.clone()].fill(Expect::Nothing);
+        space.freed = range.start;
+    }
+
+    fn remap(&mut self, s: usize, by: usize, call: [usize; 4], flags: u64, events: &mut Vec<Event>) -> i64 {
+        let [old, old_len, new_len, new] = call;
+        let source = old..old + old_len;
+        let Some(vma) = self.spaces[s].mem.single(&source) else { return EFAULT };
+        let tail = old + new_len.min(old_len)..old + old_len;
+        if flags & (FIXED | DONTUNMAP) == 0 {
+            if new_len <= old_len {
+                if !tail.is_empty() {
+                    self.unmap(s, tail, events);
+                }
+                return old as i64;
+            }
+            let grown = old + old_len..old + new_len;
+            if self.spaces[s].mem.is_free(&grown) {
+                // In place: no event, and what is new is registered as what was there.
+                self.place(s, by, grown.clone(), vma);
+                self.dispute(s, grown.clone(), false);
+                self.threads[by].dispute.push(grown);
+                return old as i64;
+            }
+        }
+        if flags & MAYMOVE == 0 {
+            return ENOMEM;
+        }
+        let mut target = new;
+        let mut kept = old_len;
+        if flags & FIXED != 0 {
+            if new < old + old_len && old < new + new_len {
+                return EINVAL;
+            }
+            self.unmap(s, new..new + new_len, events);
+            if !tail.is_empty() {
+                // The event of the tail comes after the REMAP.
+                kept = new_len;
+            }
+        } else {
+            match self.choose(s, new_len) {
+                Some(free) => target = free,
+                None => return ENOMEM,
+            }
+        }
+        let mut late = Vec::new();
+        if kept < old_len {
+            self.unmap(s, tail, &mut late);
+        }
+        if vma.registered {
+            events.push(Event::Remap { from: old, to: target, len: kept });
+        }
+        self.vmas += 1;
+        let id = self.vmas;
+        let space = &mut self.spaces[s];
+        for i in 0..new_len {
+            let (from, to) = (old + i, target + i);
+            space.mem.vma[to] = Some(Vma { id, ..vma });
+            space.owner[to] = Some(by);
+            space.unsure[to] = space.unsure[old + i.min(kept - 1)];
+            (space.mem.pte[to], space.expect[to]) = if i < kept {
+                (
+                    std::mem::replace(&mut space.mem.pte[from], Pte::None),
+                    std::mem::replace(&mut space.expect[from], Expect::Value(0)),
+                )
+            } else {
+                (Pte::None, Expect::Value(0))
+            };
+        }
+        if flags & DONTUNMAP == 0 {
+            self.unmap(s, old..old + kept, &mut late);
+        }
+        events.extend(late);
+        self.dispute(s, target..target + new_len, false);
+        self.threads[by].dispute.push(target..target + new_len);
+        target as i64
+    }
+
+    /// A child that was forked, but not reported yet, may or may not see a change that is being made now.
+    pub fn dispute(&mut self, s: usize, range: Range<usize>, wipes: bool) {
+        for child in self.spaces[s].forking.clone() {
+            let space = &mut self.spaces[child];
+            for p in range.clone() {
+                if !matches!(space.expect[p], Expect::Nothing | Expect::Guard) {
+                    space.expect[p] = Expect::Any;
+                    space.unsure[p] |= wipes;
+                }
+            }
+        }
+    }
+
+    fn guard(&mut self, s: usize, range: Range<usize>, install: bool) -> i64 {
+        let space = &mut self.spaces[s];
+        for p in range {
+            if install {
+                space.mem.pte[p] = Pte::Guard;
+                space.expect[p] = Expect::Guard;
+            } else if space.mem.pte[p] == Pte::Guard {
+                space.mem.pte[p] = Pte::None;
+                space.expect[p] = Expect::Value(0);
+            }
+        }
+        0
+    }
+
+    fn fork(&mut self, s: usize, by: usize, child: &Child) -> usize {
+        let parent = &mut self.spaces[s];
+        for pte in &mut parent.mem.pte {
+            if let Pte::Page { cow, .. } = pte {
+                *cow = true;
+            }
+        }
+        let mut mem: Memory = parent.mem.clone();
+        let mut expect = parent.expect.clone();
+        let mut unsure = parent.unsure.clone();
+        for p in 0..mem.vma.len() {
+            match mem.vma[p] {
+                Some(vma) if vma.dontfork => {
+                    mem.clear(p..p + 1);
+                    expect[p] = Expect::Nothing;
+                }
+                Some(vma) if vma.wipe => {
+                    mem.pte[p] = Pte::None;
+                    if expect[p] != Expect::Any {
+                        expect[p] = Expect::Value(0);
+                    }
+                }
+                _ => {}
+            }
+        }
+        for thread in self.threads.iter().filter(|thread| thread.alive && thread.space == s) {
+            for p in thread.dispute.iter().cloned().flatten() {
+                if !matches!(expect[p], Expect::Nothing | Expect::Guard) {
+                    expect[p] = Expect::Any;
+                    unsure[p] |= thread.wipes;
+                }
+            }
+        }
+        for p in (0..expect.len()).filter(|&p| unsure[p]) {
+            if !matches!(expect[p], Expect::Nothing | Expect::Guard) {
+                expect[p] = Expect::Any;
+            }
+        }
+        // Its state comes with the FORK event.
+        let space = self.new_space(mem, vswap_pager::proto::AddressSpace::new(self.setup.gated));
+        let thread = self.new_thread(space, Role::Program, child.ops.clone());
+        self.threads[thread].wait = Wait::Unborn { parent: by };
+        self.threads[thread].greets = child.greets;
+        self.threads[thread].more.clone_from(&child.more);
+        let born = &mut self.spaces[space];
+        for p in 0..expect.len() {
+            born.owner[p] = born.mem.vma[p].map(|_| thread);
+        }
+        born.expect = expect;
+        born.unsure = unsure;
+        self.spaces[s].forking.push(space);
+        self.stats.forks += 1;
+        space
+    }
+
+    /// The end of an address space: its threads die where they are, and what they had queued is gone.
+    pub fn exit(&mut self, s: usize) {
+        if std::mem::replace(&mut self.spaces[s].gone, true) {
+            return;
+        }
+        let space = &mut self.spaces[s];
+        space.faults.clear();
+        space.events.clear();
+        if !space.pager.on {
+            space.pager.done = true;
+        }
+        let dead: Vec<_> = (0..self.threads.len()).filter(|&t| self.threads[t].space == s).collect();
+        for &t in &dead {
+            self.threads[t].alive = false;
+            self.threads[t].micros.clear();
+        }
+        let unborn = |t: &usize| match self.threads[*t].wait {
+            Wait::Unborn { parent } => self.threads[*t].alive && dead.contains(&parent),
+            _ => false,
+        };
+        for t in (0..self.threads.len()).filter(unborn).collect::<Vec<_>>() {
+            self.exit(self.threads[t].space);
+        }
+    }
+
+    /// One message, faults first.
+    pub fn read_message(&mut self, s: usize) -> Option<Message> {
+        let space = &mut self.spaces[s];
+        if let Some(fault) = space.faults.pop_front() {
+            return Some(Message::Fault(fault));
+        }
+        let (thread, event) = space.events.pop_front()?;
+        if let Event::Fork(child) = event {
+            space.forking.retain(|&forking| forking != child);
+        }
+        self.threads[thread].wait = Wait::No;
+        self.threads[thread].until = self.delay(3);
+        self.stats.events += 1;
+        Some(Message::Event(event))
+    }
+
+    /// Wakes the threads that wait for one of these pages.
+    pub fn wake(&mut self, s: usize, range: Range<usize>) {
+        self.spaces[s].faults.retain(|fault| !range.contains(&fault.page));
+        for thread in self.threads.iter_mut().filter(|thread| thread.space == s) {
+            if let Wait::Fault { page } = thread.wait
+                && range.contains(&page)
+            {
+                thread.wait = Wait::No;
+            }
+        }
+    }
+
+    /// UFFDIO_COPY, and UFFDIO_ZEROPAGE where there are no contents. Both look at one mapping only.
+    pub fn install(&mut self, s: usize, at: usize, contents: &[Option<u64>]) -> (u64, Stop) {
+        if self.spaces[s].changing > 0 {
+            return (0, Stop::Changing);
+        }
+        let mut range = at..at + contents.len();
+        if !self.spaces[s].mem.single(&range).is_some_and(|vma| vma.registered) {
+            return (0, Stop::Missing);
+        }
+        if contents.len() > 1 && self.rng.one_in(32) {
+            range.end = at + 1 + self.rng.below(contents.len() - 1);
+        }
+        let space = &mut self.spaces[s];
+        let mut done = 0;
+        let mut guard_lost = None;
+        for (p, content) in range.clone().zip(contents) {
+            match (space.mem.pte[p], content) {
+                (Pte::None, None) => space.mem.pte[p] = Pte::Zero,
+                (Pte::None, Some(value)) => space.mem.pte[p] = Pte::page(*value),
+                // COPY replaces a marker; ZEROPAGE does not.
+                (Pte::Guard, Some(value)) => {
+                    space.mem.pte[p] = Pte::page(*value);
+                    guard_lost = Some(p);
+                }
+                _ => break,
+            }
+            done += 1;
+        }
+        if let Some(p) = guard_lost {
+            self.fail(format!("P{s}: the guard page {p} was replaced by a page"));
+        }
+        self.wake(s, at..at + done);
+        let stop = match done {
+            done if done == contents.len() => Stop::Complete,
+            0 => Stop::Exists,
+            _ => Stop::Short,
+        };
+        (done as u64, stop)
+    }
+
+    /// Kernel reclaim takes a page that was freed and not written since.
+    pub fn reclaim(&mut self) {
+        let s = self.rng.below(self.spaces.len());
+        let p = self.rng.below(self.setup.arena);
+        if let Pte::Page { lazy: true, .. } = self.spaces[s].mem.pte[p] {
+            self.spaces[s].mem.pte[p] = Pte::None;
+            note!(self, "P{s}: the kernel takes the freed page {p}");
+        }
+    }
+
+    /// Tells a pager something.
+    pub fn tell(&mut self, s: usize, note: Note) {
+        self.spaces[s].pager.notes.push_back(note);
+    }
+}
+
+/// A mapping without flags.
+pub fn plain() -> Vma {
+    Vma { id: 0, registered: false, readonly: false, locked: false, wipe: false, dontfork: false }
+}

@@ -1,0 +1,74 @@
+//! The rules, by name, and what switches each off.
+
+use vswap_pager::proto;
+
+/// What is switched on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rules {
+    /// The protocol's.
+    pub proto: proto::Rules,
+    /// The driver's: nothing is read while a Move is in flight.
+    pub still: bool,
+    /// The gate's: mremaps are granted one at a time. Off: callers go on by themselves, and nobody stops.
+    pub one_mremap: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { proto: proto::Rules::default(), still: true, one_mremap: true }
+    }
+}
+
+/// A rule that can be switched off.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What happens without it.
+    pub without: &'static str,
+    off: fn(&mut Rules),
+}
+
+impl Rule {
+    /// The rule of this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        RULES.iter().find(|rule| rule.name == name)
+    }
+
+    /// All rules but this one.
+    pub fn off(&self) -> Rules {
+        let mut rules = Rules::default();
+        (self.off)(&mut rules);
+        rules
+    }
+}
+
+macro_rules! rules {
+    ($($name:literal, $without:literal $(, $($field:ident).+)+;)*) => {
+        /// All rules that have a switch.
+        pub const RULES: &[Rule] = &[$(
+            Rule { name: $name, without: $without, off: |rules| { $(rules.$($field).+ = false;)+ } },
+        )*];
+    };
+}
+
+rules! {
+    "window", "each event is acted on when it is read", proto.window;
+    "faults-wait", "pages are installed while a window is open", proto.faults_wait;
+    "unmap-marks", "UNMAP drops slots when it is read", proto.unmap_marks;
+    "remap-proves-source", "a slot that an UNMAP marked does not move with a REMAP", proto.remap_proves_source;
+    "newest-arrival-wins", "what a REMAP lands on stays", proto.newest_arrival_wins;
+    "close-probes-arrivals", "arrivals with an UNMAP are kept unasked", proto.close_probes_arrivals;
+    "owed", "pages are evicted between their REMOVE and its zap", proto.owed;
+    "owed-carried", "REMAP forgets what is owed", proto.owed_carried;
+    "growth", "what an mremap grew over keeps its slots", proto.growth;
+    "fork-in-place", "the child's table is cloned at the close", proto.fork_in_place;
+    "fork-marked", "the child does not get slots that an UNMAP marked", proto.fork_marked;
+    "fork-verified", "what a fork brought is trusted", proto.fork_verified;
+    "register-confirm", "a mapping is not looked up again after it was registered", proto.register_confirm;
+    "register-drops-stale", "slots below an unknown mapping stay", proto.register_drops_stale;
+    "one-mremap", "mremaps run as they come, and nobody stops", one_mremap, proto.touching_stop;
+    "still-while-moving", "events are read while a Move is in flight", still;
+    "guard", "guard pages leave slots behind", proto.guard;
+    "wipe", "a child gets what should be wiped", proto.wipe;
+}
