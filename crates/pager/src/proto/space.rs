@@ -116,6 +116,8 @@ pub struct AddressSpace {
     pub(super) effects: VecDeque<Effect>,
     pub(super) counters: Counters,
     pub(super) rules: Rules,
+    /// Something was told since a rule that is switched off was last broken.
+    poked: bool,
     gone: bool,
 }
 
@@ -189,6 +191,10 @@ impl AddressSpace {
     /// Everything still held; the address space is over.
     pub fn dissolve(&mut self) -> Vec<SlotId> {
         self.gone = true;
+        let late = if self.rules.fork_in_place { None } else { self.window.as_ref() };
+        for key in late.map_or(Vec::new(), |window| window.children.clone()) {
+            self.cloned(key);
+        }
         let slots = self.table.all().map(|(_, entry)| entry.slot).collect();
         self.table = PageTable::default();
         if let Some(window) = self.window.take() {
@@ -204,6 +210,7 @@ impl AddressSpace {
 
     /// Takes in what the driver has read or was told.
     pub fn input(&mut self, input: Input) {
+        self.poked = true;
         match input {
             Input::Fault(fault) => self.ready.push_back(fault),
             Input::Unmap(range) => self.unmap(range),
@@ -461,13 +468,7 @@ impl AddressSpace {
             if settled || (self.rules.window && self.rules.faults_wait) {
                 return settled.then_some(Job::Quieting);
             }
-            if !self.rules.window && !self.parent_open && self.granted.is_none() {
-                self.quieted(Answer::Done);
-                if !matches!(self.job, Job::Idle) {
-                    return Some(core::mem::take(&mut self.job));
-                }
-            }
-            return self.ready.pop_front().and_then(|fault| self.serve(fault));
+            return self.unruly();
         }
         if self.throttled && self.evict > 0 {
             // At the limit, pages leave before others come.
@@ -485,6 +486,20 @@ impl AddressSpace {
             return None;
         }
         Some(self.sweep())
+    }
+
+    /// What is done in an open window by who does not keep the rules of the window: once for each input.
+    fn unruly(&mut self) -> Option<Job> {
+        if !core::mem::take(&mut self.poked) || self.parent_open {
+            return None;
+        }
+        if !self.rules.window && self.granted.is_none() {
+            self.quieted(Answer::Done);
+            if !matches!(self.job, Job::Idle) {
+                return Some(core::mem::take(&mut self.job));
+            }
+        }
+        self.ready.pop_front().and_then(|fault| self.serve(fault))
     }
 
     /// A sweep over the mappings, after a fork only once what it brought was checked.

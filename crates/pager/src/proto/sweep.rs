@@ -32,6 +32,8 @@ enum Step {
     Find,
     /// Is it registered as it is? An event can be lost with a killed vfork child, and then what we hold is stale.
     Registered(Mapping),
+    /// It is not; and is it still the same mapping, or was that another one?
+    Fresh(Mapping),
     Register(Mapping),
     /// Is it still the same mapping?
     Confirm(Mapping),
@@ -56,7 +58,7 @@ impl Sweep {
             Step::Find => Command::Mapping(space.register_hand),
             Step::Registered(mapping) => Command::ProbePage(mapping.range.start),
             Step::Register(mapping) => Command::Register(mapping.range.clone()),
-            Step::Confirm(mapping) => Command::Mapping(mapping.range.start),
+            Step::Fresh(mapping) | Step::Confirm(mapping) => Command::Mapping(mapping.range.start),
             Step::Wiped(mapping) => Command::WipedOnFork(mapping.range.clone()),
             Step::Quiet(_) | Step::Suspect(_) => Command::Probe,
             Step::Scan(range) => Command::Scan(range.clone(), BATCH_PAGES),
@@ -110,8 +112,12 @@ impl AddressSpace {
                 self.scan(&mapping)
             }
             (Step::Registered(mapping), Answer::Done) => Some(Step::Register(mapping)),
-            (Step::Registered(mapping), Answer::Refused) => {
-                // The answer was guarded, so no event is unread: all that the model holds here is of former times.
+            (Step::Registered(mapping), Answer::Refused) if !self.holds(&mapping.range) => {
+                Some(Step::Register(mapping))
+            }
+            (Step::Registered(mapping), Answer::Refused) => Some(Step::Fresh(mapping)),
+            (Step::Fresh(mapping), Answer::Mapping(Some(again))) if again == mapping => {
+                // The refusal was guarded, so no event was unread: all that the model holds here is of former times.
                 if self.rules.register_drops_stale {
                     self.counters.stale += self.drop_slots(mapping.range.clone()) as u64;
                     self.owed.remove(mapping.range.clone());
@@ -145,7 +151,7 @@ impl AddressSpace {
                 self.set_hand(evicting, mapping.range.end);
                 Some(Step::Find)
             }
-            (Step::Register(mapping) | Step::Confirm(mapping), _) => {
+            (Step::Fresh(mapping) | Step::Register(mapping) | Step::Confirm(mapping), _) => {
                 self.set_hand(evicting, mapping.range.end);
                 Some(Step::Find)
             }
@@ -190,6 +196,11 @@ impl AddressSpace {
                 None
             }
         }
+    }
+
+    /// Whether the model knows anything of a range.
+    fn holds(&self, range: &Range<u64>) -> bool {
+        self.registered.intersects(range) || self.owed.intersects(range) || self.table.iter(range.clone()).next().is_some()
     }
 
     fn scan(&mut self, mapping: &Mapping) -> Option<Step> {
