@@ -99,7 +99,7 @@ void op_fork(Thread *t) {
     bool paused = below(t, 3) == 0 && pause_others(t);
     pid_t pid = fork();
     if (pid == 0) child(t, paused);
-    note(t, OP_FORK, ARENA, 0, NULL, 0, pid);
+    note(t, OP_FORK, NULL, 0, NULL, 0, pid);
     if (paused) atomic_store(&pause_request, 0);
     if (pid < 0) {
         if (errno != EAGAIN && errno != ENOMEM) broken(t, "fork", NULL, errno);

@@ -115,6 +115,7 @@ void do_wipe(Thread *t) {
     if (!r) return;
     if (madvise(r->addr, (size_t)r->pages * PAGE, r->wipe ? MADV_KEEPONFORK : MADV_WIPEONFORK))
         broken(t, "MADV_WIPEONFORK", r->addr, errno);
+    note(t, OP_WIPE, r->addr, r->pages, NULL, 0, !r->wipe);
     r->wipe = !r->wipe;
 }
 

@@ -27,7 +27,7 @@ static void print_history(uint64_t address) {
             const Event *e = &t->history[k % HISTORY];
             bool from = e->from <= address && address < e->from + (uint64_t)e->from_pages * PAGE;
             bool to = e->to <= address && address < e->to + (uint64_t)e->to_pages * PAGE;
-            if (!from && !to) continue;
+            if (!from && !to && e->op != OP_FORK) continue;
             fprintf(stderr, "  %.6f thread %d %-9s %#" PRIx64 "+%u -> %#" PRIx64 "+%u result %d\n", (double)e->at / 1e9,
                     i, op_names[e->op], e->from, e->from_pages, e->to, e->to_pages, e->result);
         }
