@@ -25,7 +25,7 @@ pub struct Spill {
 pub struct Config {
     /// The bound on memory.
     pub limit: Limit,
-    /// The compressed pool's limit in bytes; half of the memory limit if `None`.
+    /// The compressed pool's limit in bytes; three quarters of the memory limit if `None`.
     pub pool_max: Option<u64>,
     /// The spill file; without one, pages that find no place stay resident over the limit.
     pub spill: Option<Spill>,

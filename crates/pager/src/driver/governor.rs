@@ -66,7 +66,8 @@ pub struct Governor {
     peaks: Arc<Mutex<Peaks>>,
     guardian: u32,
     files: HashMap<u32, MemFile>,
-    resident: HashMap<u32, u64>,
+    /// Resident and virtual bytes by process.
+    sizes: HashMap<u32, (u64, u64)>,
     own: MemFile,
     shared_bytes: u64,
     pss_at: Instant,
@@ -98,7 +99,7 @@ impl Governor {
             peaks,
             guardian,
             files: HashMap::new(),
-            resident: HashMap::new(),
+            sizes: HashMap::new(),
             own: MemFile::open(std::process::id())?,
             shared_bytes: 0,
             pss_at: long_ago,
@@ -138,7 +139,11 @@ impl Governor {
         self.watch_progress(room, headroom);
         if room < (limit / REGISTER_AT) as i64 {
             for tenant in &tenants {
-                if self.resident_of(tenant) > MIB && self.activate(tenant) {
+                let size = self.virtual_of(tenant);
+                if self.resident_of(tenant) > MIB
+                    && tenant.registered_size.swap(size, Relaxed) != size
+                    && self.activate(tenant)
+                {
                     tenant.register.store(true, Relaxed);
                     tenant.ring();
                 }
@@ -183,7 +188,12 @@ impl Governor {
     }
 
     fn resident_of(&self, tenant: &Tenant) -> u64 {
-        self.resident.get(&tenant.pid.load(Relaxed)).copied().unwrap_or(0)
+        self.sizes.get(&tenant.pid.load(Relaxed)).map_or(0, |sizes| sizes.0)
+    }
+
+    /// Its virtual size: mappings cannot be made or grow without changing it.
+    fn virtual_of(&self, tenant: &Tenant) -> u64 {
+        self.sizes.get(&tenant.pid.load(Relaxed)).map_or(0, |sizes| sizes.1)
     }
 
     fn measure(&mut self, tenants: &[Arc<Tenant>]) -> Usage {
@@ -192,7 +202,7 @@ impl Governor {
             self.find_tree(tenants);
         }
         self.tree.extend(tenants.iter().map(|tenant| tenant.pid.load(Relaxed)).filter(|&pid| pid != 0));
-        self.resident.clear();
+        self.sizes.clear();
         let mut tree = 0;
         for &pid in &self.tree {
             let found = match self.files.get_mut(&pid) {
@@ -206,14 +216,14 @@ impl Governor {
             match found {
                 Ok(rss) => {
                     tree += rss.anon_pages * PAGE;
-                    self.resident.insert(pid, rss.anon_pages * PAGE);
+                    self.sizes.insert(pid, (rss.anon_pages * PAGE, rss.vm_pages * PAGE));
                 }
                 Err(_) => {
                     self.files.remove(&pid);
                 }
             }
         }
-        let gone: Vec<u32> = self.files.keys().copied().filter(|pid| !self.resident.contains_key(pid)).collect();
+        let gone: Vec<u32> = self.files.keys().copied().filter(|pid| !self.sizes.contains_key(pid)).collect();
         for pid in gone {
             self.files.remove(&pid);
         }
@@ -235,7 +245,7 @@ impl Governor {
         }
         for tenant in tenants.iter().filter(|tenant| tenant.shares.load(Relaxed)) {
             let pid = tenant.pid.load(Relaxed);
-            if let (Ok(pss), Some(&resident)) = (process::pss_anon(pid), self.resident.get(&pid)) {
+            if let (Ok(pss), Some(&(resident, _))) = (process::pss_anon(pid), self.sizes.get(&pid)) {
                 self.shared_bytes += resident.saturating_sub(pss);
             }
         }

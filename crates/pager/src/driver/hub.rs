@@ -74,7 +74,7 @@ impl Hub {
     fn set_up(config: Config, session: Session) -> std::io::Result<Self> {
         system::tune_malloc(2);
         let limit = config.limit.bytes(0);
-        let pool_limit = config.pool_max.unwrap_or(if config.spill.is_some() { limit / 2 } else { limit / 4 * 3 });
+        let pool_limit = config.pool_max.unwrap_or(limit / 4 * 3);
         let frames = ((headroom(limit) * 2 / PAGE) as usize).max(512);
         let mut tiers: Vec<Arc<dyn Tier>> = Vec::new();
         if let Some(spill) = &config.spill {

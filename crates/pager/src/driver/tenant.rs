@@ -59,6 +59,8 @@ pub struct Tenant {
     pub wanted: AtomicU64,
     /// New mappings should be registered, so that first touches can be held.
     pub register: AtomicBool,
+    /// Its virtual size in bytes when that was asked last.
+    pub registered_size: AtomicU64,
     /// Evicted pages.
     pub evicted: AtomicU64,
     /// Bytes of its page table.
@@ -90,6 +92,7 @@ impl Tenant {
             pid: AtomicU32::new(pid),
             wanted: AtomicU64::new(0),
             register: AtomicBool::new(false),
+            registered_size: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             footprint: AtomicU64::new(0),
             ring_pages: AtomicU64::new(0),
