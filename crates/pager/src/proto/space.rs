@@ -339,7 +339,12 @@ impl AddressSpace {
             self.owed.remove(source.clone());
             self.owed.remove(target.clone());
         }
-        self.wiped.shift(from, to, len);
+        // The source keeps its mark: with DONTUNMAP it lives on as it was; else its UNMAP takes the mark away.
+        let wiped: Vec<_> = self.wiped.overlaps(&source).collect();
+        self.wiped.remove(target.clone());
+        for part in wiped {
+            self.wiped.insert(part.start - from + to..part.end - from + to);
+        }
         self.registered.remove(source);
         self.registered.insert(target);
     }

@@ -200,7 +200,9 @@ impl AddressSpace {
 
     /// Whether the model knows anything of a range.
     fn holds(&self, range: &Range<u64>) -> bool {
-        self.registered.intersects(range) || self.owed.intersects(range) || self.table.iter(range.clone()).next().is_some()
+        self.registered.intersects(range)
+            || self.owed.intersects(range)
+            || self.table.iter(range.clone()).next().is_some()
     }
 
     fn scan(&mut self, mapping: &Mapping) -> Option<Step> {

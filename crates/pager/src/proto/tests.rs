@@ -621,3 +621,30 @@ fn in_the_child_of_a_fork_beside_an_mremap_a_resident_page_is_right_and_its_slot
     kernel.run(&mut child);
     assert_eq!((kernel.present[&A].max(8), kernel.present[&(A + PAGE)], space.evicted()), (8, 8, 3));
 }
+
+#[test]
+fn what_an_mremap_leaves_mapped_is_still_wiped_on_fork() {
+    // DONTUNMAP takes A to B; what is left at A is wiped on fork as before, and then moves onto B.
+    let mut kernel = Kernel { mappings: vec![A..A + PAGE], ..Kernel::default() };
+    kernel.present.insert(A, 1);
+    kernel.wiped.insert(A..A + PAGE);
+    let mut space = AddressSpace::new(true);
+    space.input(Input::Evict(1));
+    kernel.run(&mut space);
+    for ticket in 1..3 {
+        space.input(Input::Asked(Ticket(ticket), mremap(A, PAGE, PAGE)));
+        kernel.run(&mut space);
+        space.input(Input::Remap { from: A, to: B, len: PAGE });
+        space.input(Input::Returned(Ticket(ticket), B as i64));
+        drain(&mut kernel, &mut space);
+    }
+    kernel.mappings = vec![B..B + PAGE];
+    kernel.registered.insert(B..B + PAGE);
+    kernel.present.insert(B, 2);
+    space.input(Input::Evict(1));
+    kernel.run(&mut space);
+    space.input(Input::Fork(ChildKey(1)));
+    drain(&mut kernel, &mut space);
+    let (_, child) = kernel.children.pop().unwrap();
+    assert_eq!((space.evicted(), child.evicted()), (1, 0));
+}
