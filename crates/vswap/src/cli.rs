@@ -136,7 +136,7 @@ pub(crate) struct RunOptions {
     #[arg(short, long, value_name = "SIZE", default_value = "auto")]
     pub(crate) memory: Memory,
 
-    /// At most SIZE of that for compressed pages [default: half of the limit]
+    /// At most SIZE of that for compressed pages [default: three quarters of the limit]
     #[arg(long, value_name = "SIZE")]
     pub(crate) pool_max: Option<Size>,
 

@@ -53,7 +53,10 @@ pub struct Port {
     maps: Option<Maps>,
     pagemap: Option<Pagemap>,
     pins: Pins,
+    /// Pages on their way in.
     bytes: Vec<Page>,
+    /// Pages on their way out, copied from the ring once: the target may write there at any time.
+    batch: Vec<Page>,
     sources: Vec<Result<Source, vswap_core::LoadFailure>>,
     zeros: Vec<u8>,
     evictable: bool,
@@ -76,6 +79,7 @@ impl Port {
             pagemap: None,
             pins: Pins::default(),
             bytes: vec![[0; PAGE_SIZE]; MAX_WINDOW as usize],
+            batch: vec![[0; PAGE_SIZE]; BATCH_PAGES as usize],
             sources: Vec::new(),
             zeros: vec![0; PAGE_SIZE * MAX_WINDOW as usize],
             evictable: true,
@@ -307,7 +311,7 @@ impl Port {
             .collect();
         let (used, unused) = slots.split_at(taken.len());
         self.shared.space.free_n(unused);
-        let mut bytes = vec![[0; PAGE_SIZE]; taken.len()];
+        let bytes = &mut self.batch[..taken.len()];
         for (page, &(_, index)) in bytes.iter_mut().zip(&taken) {
             agent.ring.copy_page_out(index, page);
         }
