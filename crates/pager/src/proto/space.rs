@@ -314,8 +314,11 @@ impl AddressSpace {
         window.arrived.remove(source.clone());
         window.arrived.insert(target.clone());
         window.unmapped.remove(target.clone());
-        if !self.rules.remap_proves_source {
-            let dead = self.table.iter(source.clone()).filter(|(_, entry)| entry.dead).map(|(addr, _)| addr);
+        // With one thread events come in order: what it unmapped and then grew over, of which nobody told, is dead.
+        let in_order = !granted && self.sole_thread;
+        if in_order || !self.rules.remap_proves_source {
+            let sure = |entry: &Entry| entry.dead && !(in_order && entry.arrived);
+            let dead = self.table.iter(source.clone()).filter(|(_, entry)| sure(entry)).map(|(addr, _)| addr);
             for addr in dead.collect::<Vec<_>>() {
                 self.drop_slots(addr..addr + PAGE);
             }

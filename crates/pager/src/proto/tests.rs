@@ -648,3 +648,25 @@ fn what_an_mremap_leaves_mapped_is_still_wiped_on_fork() {
     let (_, child) = kernel.children.pop().unwrap();
     assert_eq!((space.evicted(), child.evicted()), (1, 0));
 }
+
+#[test]
+fn without_a_gate_what_one_thread_unmapped_and_grew_over_does_not_move_on() {
+    let (mut kernel, _) = evicted(1);
+    let mut space = AddressSpace::new(false);
+    kernel.mappings = vec![A..A + 2 * PAGE];
+    kernel.present.extend([(A, 1), (A + PAGE, 2)]);
+    space.input(Input::Evict(2));
+    kernel.run(&mut space);
+    space.set_sole_thread(true);
+    // munmap of the second page, growth of the first one over it, which nobody tells, then both move.
+    space.input(Input::Unmap(A + PAGE..A + 2 * PAGE));
+    space.input(Input::Remap { from: A, to: B, len: 2 * PAGE });
+    space.input(Input::Unmap(A..A + 2 * PAGE));
+    kernel.registered.insert(B..B + 2 * PAGE);
+    drain(&mut kernel, &mut space);
+    for (page, value) in [(0, 1), (1, 0)] {
+        space.input(fault(B + page * PAGE));
+        kernel.run(&mut space);
+        assert_eq!(kernel.present[&(B + page * PAGE)], value);
+    }
+}
