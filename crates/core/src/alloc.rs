@@ -224,3 +224,76 @@ impl Allocator {
         (live, bytes)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::count::{Counts, Put};
+
+    fn alloc(allocator: &Allocator, group: u16, n: usize) -> Vec<SlotId> {
+        let mut slots = Vec::new();
+        allocator.alloc(GroupId(group), n, &mut slots).expect("memory");
+        slots
+    }
+
+    fn free(allocator: &Allocator, slots: &[SlotId]) {
+        for slot in slots {
+            let (number, index) = place(*slot);
+            let cluster = allocator.cluster(number).expect("in use");
+            assert_eq!(Counts::default().put(&cluster, index, *slot), Put::TearDown);
+            cluster.clear(index);
+            allocator.put(&cluster, 1);
+        }
+    }
+
+    #[test]
+    fn fresh_slots_follow_each_other_and_are_never_slot_0() {
+        let allocator = Allocator::new();
+        let slots = alloc(&allocator, 0, 2000);
+        assert!(slots[0].get() > 0 && slots.windows(2).all(|w| w[1].get() == w[0].get() + 1));
+        assert_eq!(allocator.footprint().0, 4);
+    }
+
+    #[test]
+    fn partly_used_clusters_are_filled_before_new_ones_are_made() {
+        let allocator = Allocator::new();
+        let slots = alloc(&allocator, 0, 5 * 512);
+        let holes: Vec<_> = slots.iter().copied().filter(|slot| slot.get() % 3 == 0).collect();
+        free(&allocator, &holes);
+        let again = alloc(&allocator, 0, holes.len());
+        let sorted = |mut slots: Vec<SlotId>| {
+            slots.sort_unstable();
+            slots
+        };
+        assert_eq!(sorted(again), sorted(holes));
+        assert_eq!(allocator.footprint().0, 5);
+    }
+
+    #[test]
+    fn empty_clusters_go_and_their_numbers_come_back() {
+        let allocator = Allocator::new();
+        let slots = alloc(&allocator, 0, 10 * 512);
+        free(&allocator, &slots);
+        assert_eq!(allocator.footprint().0, 1, "the shard's own stays");
+        for round in 0..100 {
+            let slots = alloc(&allocator, 0, 3 * 512 + round);
+            free(&allocator, &slots);
+        }
+        assert!(allocator.last_number() <= 10, "numbers are used again");
+        let lists = allocator.lists.lock();
+        assert!(lists.free.len() <= 10 && lists.groups[&0].partial.len() <= 10, "lists do not grow");
+    }
+
+    #[test]
+    fn groups_do_not_share_clusters() {
+        let allocator = Allocator::new();
+        let (one, two) = (alloc(&allocator, 1, 10), alloc(&allocator, 2, 10));
+        assert!(one.iter().all(|a| two.iter().all(|b| place(*a).0 != place(*b).0)));
+        free(&allocator, &one);
+        let three = alloc(&allocator, 3, 10);
+        for slot in &three {
+            let (number, _) = place(*slot);
+            assert_eq!(allocator.cluster(number).expect("in use").charges().group(), GroupId(3));
+        }
+    }
+}

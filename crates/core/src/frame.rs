@@ -336,3 +336,101 @@ impl State {
 pub(crate) fn former_backing(former: Option<(Place, Location)>) -> Option<Backing> {
     former.map(|(place, at)| Backing::object(place, at))
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn slot(n: u64) -> SlotId {
+        SlotId::new(n).expect("a slot")
+    }
+
+    fn take(frames: &Frames, n: u64) -> FrameId {
+        frames.take(slot(n), &[n as u8; PAGE_SIZE], None).expect("room")
+    }
+
+    fn oldest(frames: &Frames, n: usize, refused: bool) -> Vec<FrameId> {
+        let mut out = vec![FrameId(NONE); n];
+        let found = frames.claim_oldest(&mut out, refused);
+        out.truncate(found);
+        out
+    }
+
+    #[test]
+    fn a_frame_gives_its_page_to_its_slot_alone() {
+        let frames = Frames::new(10);
+        let mut page = [0; PAGE_SIZE];
+        let first = take(&frames, 7);
+        assert!(frames.load(first, slot(7), &mut page) && page == [7; PAGE_SIZE]);
+        // A loader with an old word: the frame is another's by now, or not there at all.
+        frames.release(first);
+        assert_eq!(take(&frames, 8), first);
+        assert!(!frames.load(first, slot(7), &mut page));
+        assert!(frames.load(first, slot(8), &mut page) && page == [8; PAGE_SIZE]);
+        assert!(!frames.load(FrameId(1000), slot(7), &mut page));
+    }
+
+    #[test]
+    fn frames_leave_in_the_order_in_which_they_came() {
+        let frames = Frames::new(100);
+        let all: Vec<_> = (1..=10).map(|n| take(&frames, n)).collect();
+        frames.release(all[0]);
+        frames.release(all[4]);
+        frames.release(all[9]);
+        assert_eq!(oldest(&frames, 3, false), [all[1], all[2], all[3]]);
+        assert_eq!(oldest(&frames, 2, false), [all[5], all[6]], "claimed ones are passed over");
+        all[1..4].iter().for_each(|frame| frames.unclaim(*frame, false));
+        frames.unclaim(all[5], true);
+        assert_eq!(oldest(&frames, 9, false), [all[1], all[2], all[3], all[7], all[8]]);
+        assert_eq!(oldest(&frames, 9, true), [all[5]], "refused ones come when asked for");
+        // A frame taken anew is the newest and has no past.
+        frames.release(all[5]);
+        let again = take(&frames, 50);
+        assert_eq!(oldest(&frames, 9, false), [again]);
+    }
+
+    #[test]
+    fn the_limit_holds_and_can_be_changed() {
+        let frames = Frames::new(3);
+        let all: Vec<_> = (1..=3).map(|n| take(&frames, n)).collect();
+        assert!(frames.take(slot(4), &[4; PAGE_SIZE], None).is_none());
+        frames.set_limit(1);
+        frames.release(all[0]);
+        assert!(frames.take(slot(4), &[4; PAGE_SIZE], None).is_none());
+        frames.set_limit(3);
+        assert!(frames.take(slot(4), &[4; PAGE_SIZE], None).is_some());
+        assert_eq!((frames.used(), frames.limit()), (3, 3));
+    }
+
+    #[test]
+    fn empty_slabs_but_one_are_given_back_and_low_ones_are_used_first() {
+        let frames = Frames::new(10_000);
+        let all: Vec<_> = (1..=640).map(|n| take(&frames, n)).collect();
+        assert_eq!(frames.state.lock().slabs, 10);
+        all[320..].iter().for_each(|frame| frames.release(*frame));
+        assert_eq!(frames.state.lock().slabs, 6);
+        frames.release(all[5]);
+        assert_eq!(take(&frames, 1000), all[5]);
+        all[64..128].iter().for_each(|frame| frames.release(*frame));
+        // The lowest empty one stays.
+        let state = frames.state.lock();
+        assert_eq!((state.slabs, state.present[1], state.present[5]), (5, true, false));
+        drop(state);
+        let mut page = [0; PAGE_SIZE];
+        for (n, frame) in (1..=64).zip(&all) {
+            let owner = if n == 6 { 1000 } else { n };
+            assert!(frames.load(*frame, slot(owner), &mut page) && page[0] == owner as u8);
+        }
+        let more: Vec<_> = (0..640).map(|n| take(&frames, 2000 + n)).collect();
+        assert!(more.iter().all(|frame| frame.0 < 640 + 320));
+    }
+
+    #[test]
+    #[should_panic(expected = "not in use")]
+    fn a_frame_is_released_once() {
+        let frames = Frames::new(10);
+        let (first, _) = (take(&frames, 1), take(&frames, 2));
+        frames.release(first);
+        frames.release(first);
+    }
+}
