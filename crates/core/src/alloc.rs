@@ -12,6 +12,7 @@ use crate::charge::{Charges, Sums};
 use crate::cluster::{Cluster, Freed, SLOTS};
 use crate::directory::{Directory, OutOfMemory};
 use crate::sync::{Mutex, Pin, shard};
+use crate::word::Backing;
 use crate::{GroupId, SlotId};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -97,7 +98,7 @@ impl Allocator {
         self.clusters.get(number)
     }
 
-    /// Appends `n` new slots to `out`; after an error, those that could be had.
+    /// Appends `n` new slots to `out` and charges them; after an error, those that could be had.
     pub(crate) fn alloc(&self, group: GroupId, n: usize, out: &mut Vec<SlotId>) -> Result<(), AllocError> {
         out.try_reserve(n).map_err(|_| AllocError::OutOfMemory)?;
         let before = out.len();
@@ -116,6 +117,7 @@ impl Allocator {
             let left = n - (out.len() - before);
             let want = left.min(SLOTS as usize) as u32;
             let got = cluster.alloc(want, |index| out.push(cluster.slot(index)));
+            cluster.charges().slots(Backing::Reserved, i64::from(got));
             if got as usize == left {
                 return Ok(());
             }

@@ -133,12 +133,6 @@ impl VirtualSwap {
     pub fn alloc_n(&self, group: GroupId, n: usize, out: &mut Vec<SlotId>) -> Result<(), AllocError> {
         let before = out.len();
         let outcome = self.allocator.alloc(group, n, out);
-        // Charge what was taken, be it all or a part that goes back at once.
-        let mut finder = self.finder();
-        if let Some(first) = out.get(before) {
-            let (cluster, _) = finder.of_reference(*first);
-            cluster.charges().slots(Backing::Reserved, (out.len() - before) as i64);
-        }
         if outcome.is_err() {
             self.free_n(&out[before..]);
             out.truncate(before);
