@@ -46,6 +46,24 @@ fn a_walker_learns_that_a_freed_slot_is_gone() {
 }
 
 #[test]
+fn a_walker_passes_over_objects_that_are_not_the_slots_any_more() {
+    let w = world();
+    let (moved, stored, freed, cached) = (w.in_pool(3), w.in_pool(8), w.in_pool(13), w.in_pool(18));
+    let before: Vec<_> = w.pool.locations();
+    store(&w.space, stored, 0).expect("a word");
+    w.space.free_n(&[freed]);
+    w.space.promote_many(&[cached]);
+    w.space.clean(u64::MAX);
+    assert_ne!(w.location(&w.pool, moved), before[0].1);
+    w.pool.offer(before);
+    let back = w.space.write_back(4);
+    assert_eq!((back.written, back.passed, back.lost, back.stuck), (0, 4, 0, None));
+    assert_eq!(check(&w.space, moved, 3), Source::Pool);
+    assert_eq!(check(&w.space, cached, 18), Source::Cached);
+    w.audit();
+}
+
+#[test]
 fn a_backing_changes_only_under_busy() {
     let w = world();
     let slot = w.cached(3);

@@ -40,6 +40,8 @@ struct State {
     /// Objects of which the space said that they are as good as released.
     doomed: HashSet<u64>,
     log: Vec<(At, SlotId)>,
+    /// What is offered as coldest instead of the truth.
+    offer: Option<Vec<(SlotId, Location)>>,
 }
 
 /// A tier in memory.
@@ -79,6 +81,11 @@ impl MemTier {
         let mut state = self.state.lock().expect("tier");
         state.load_error_every = every;
         state.load_error = Some(error);
+    }
+
+    /// Offers these objects for writeback once, as a pool does whose walk was overtaken.
+    pub fn offer(&self, objects: Vec<(SlotId, Location)>) {
+        self.state.lock().expect("tier").offer = Some(objects);
     }
 
     /// Runs `hook` in the middle of operations, without a lock of the tier.
@@ -210,7 +217,10 @@ impl Tier for MemTier {
     }
 
     fn coldest(&self, max: usize, out: &mut Vec<(SlotId, Location)>) {
-        if !self.device {
+        let offer = self.state.lock().expect("tier").offer.take();
+        if let Some(objects) = offer {
+            out.extend(objects);
+        } else if !self.device {
             out.extend(self.locations().into_iter().take(max));
         }
     }
