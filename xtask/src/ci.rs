@@ -62,7 +62,7 @@ fn memory_step() -> Step {
     step(
         "AddressSanitizer on the core, the tiers and the system crate (Miri is not installed)",
         // Unit tests only: the integration tests look at the layout and size of the process itself.
-        "cargo test --package vswap-core --package vswap-tiers --package vswap-sys --lib --target x86_64-unknown-linux-gnu",
+        "cargo test --package vswap-core --package vswap-tiers --package vswap-sys --lib --no-fail-fast --target x86_64-unknown-linux-gnu",
         &[
             ("RUSTC_BOOTSTRAP", "1"),
             ("RUSTFLAGS", "-Zsanitizer=address"),
@@ -84,7 +84,7 @@ fn steps() -> Vec<Step> {
         step("format of the agent", "rustfmt --edition 2024 --check crates/agent/src/lib.rs", &[], 60),
         step("lints", "cargo clippy --workspace --all-targets -- -D warnings", &[], 400),
         step("documentation", "cargo doc --workspace --no-deps", &[("RUSTDOCFLAGS", "-Dwarnings")], 400),
-        step("tests", "cargo test --workspace", &[], 900),
+        step("tests", "cargo test --workspace --no-fail-fast", &[], 900),
         step(
             "loom, core",
             "cargo test --release --package vswap-core --test loom",
