@@ -75,7 +75,7 @@ impl Hub {
         system::tune_malloc(2);
         let limit = config.limit.bytes(0);
         let pool_limit = config.pool_max.unwrap_or(limit / 4 * 3);
-        let frames = ((headroom(limit) * 2 / PAGE) as usize).max(512);
+        let frames = ((headroom(limit) * 4 / PAGE) as usize).max(512);
         let mut tiers: Vec<Arc<dyn Tier>> = Vec::new();
         if let Some(spill) = &config.spill {
             tiers.push(Arc::new(FileTier::create(&spill.dir, spill.max)?));
