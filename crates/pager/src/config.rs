@@ -29,4 +29,6 @@ pub struct Config {
     pub pool_max: Option<u64>,
     /// The spill file; without one, pages that find no place stay resident over the limit.
     pub spill: Option<Spill>,
+    /// The program itself may run without an agent; its children may in any case.
+    pub allow_unpaged: bool,
 }

@@ -164,7 +164,8 @@ fn configure(options: &RunOptions) -> Result<(Config, Vec<String>), Failure> {
     };
     let decision = spill::decide(options, machine).map_err(own)?;
     let pool_max = options.pool_max.map(|size| size.bytes(machine));
-    Ok((Config { limit, pool_max, spill: decision.spill }, decision.warning.into_iter().collect()))
+    let config = Config { limit, pool_max, spill: decision.spill, allow_unpaged: options.allow_unpaged };
+    Ok((config, decision.warning.into_iter().collect()))
 }
 
 /// Starts the guardian, the pager and CMD, and waits.

@@ -66,6 +66,7 @@ struct Hub {
     root: u32,
     guardian: u32,
     root_ended: bool,
+    allow_unpaged: bool,
     /// Connected, not yet introduced.
     strangers: Vec<Conn>,
 }
@@ -111,6 +112,7 @@ impl Hub {
             root: session.root,
             guardian: session.guardian,
             root_ended: false,
+            allow_unpaged: config.allow_unpaged,
             strangers: Vec::new(),
         })
     }
@@ -273,6 +275,10 @@ impl Hub {
     }
 
     fn unpaged(&self, pid: u32, reason: String) {
+        if pid == self.root && !self.allow_unpaged {
+            self.shared.fail(format!("the program would run unpaged: {reason} (--allow-unpaged lets it)"));
+            return;
+        }
         let name = process::status(pid).map(|status| status.name).unwrap_or_default();
         self.shared.unpaged.lock().push(Unpaged { pid, name, reason });
     }
