@@ -2,8 +2,8 @@
 //!
 //! Everything that takes more than `cargo build` is here, so that a person and the test machine type the same
 //! words: the programs that verify themselves under `vswap run`, soak runs, the benchmark against the kernel's
-//! own compressed swap, and the whole test run. No library of ours is linked: vswap is looked at from outside,
-//! through its command line, its JSON summary, control groups and /proc.
+//! own compressed swap, and the whole test run. But for the simulator no library of ours is linked: vswap is looked
+//! at from outside, through its command line, its JSON summary, control groups and /proc.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ mod micro;
 mod natural;
 mod programs;
 mod sample;
+mod sim;
 mod size;
 mod soak;
 mod stats;
@@ -37,6 +38,8 @@ usage: cargo xtask COMMAND [OPTIONS]
                              [--limit-percent N] [--quick] [--vswap PATH] [--vswap-args \"ARGS\"] [--list]
   soak                       torture on 1, 2, 4 and 8 threads at several limits, with and without the gate
                              [--minutes N] [--vswap PATH] [--vswap-args \"ARGS\"]
+  sim                        the pager's protocol under a simulated kernel, from seeds
+                             [--seeds N] [--seed S] [--threads T] [--without RULE] [--ungated] [--minutes M]
   bench                      vswap against the kernel's zram swap at equal total memory, and the micro-benchmarks
                              [--json FILE] [--runs N] [--mib N] [--only zram|micro] [--vswap-args \"ARGS\"]
   sample [--limit SIZE] -- CMD…
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
     let result = match command.as_str() {
         "ci" => ci::main(rest),
         "programs" => programs::main(rest),
+        "sim" => sim::main(rest),
         "soak" => soak::main(rest),
         "bench" => bench::main(rest),
         "sample" => sample::main(rest),

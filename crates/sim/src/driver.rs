@@ -7,16 +7,18 @@ use vswap_pager::proto::{Answer, Call, ChildKey, Command, Effect, Fault, Input, 
 
 use crate::kernel::{GUARD_INSTALL, GUARD_REMOVE, Message};
 use crate::memory::Pte;
-use crate::world::{
-    Batch, Event, Micro, Note, Pending, Role, Wait, World, addr, addrs, note, page, pages,
-};
-use crate::threads::{change_of, describe, told};
+use crate::threads::{change_of, told};
+use crate::world::{Batch, Event, Micro, Note, Pending, Role, Wait, World, addr, addrs, note, page, pages};
 
 impl World<'_> {
     /// Whether a pager has anything to do but wait for its agent.
     pub fn pager_can_run(&self, s: usize) -> bool {
         let space = &self.spaces[s];
-        !space.pager.moving || space.gone || space.pager.batch.done || self.agent_stands(s) || !self.setup.rules.still
+        !space.pager.moving
+            || space.gone
+            || space.pager.batch.done
+            || self.agent_stands(s)
+            || !self.setup.rules.still
     }
 
     /// Whether the agent waits for a page itself.
@@ -26,7 +28,7 @@ impl World<'_> {
 
     /// Lets the pager of an address space take one step.
     pub fn step_pager(&mut self, s: usize) {
-        if self.rng.one_in(100) {
+        if self.rng.one_in(self.setup.drowsy) {
             self.spaces[s].pager.until = self.delay(1);
         }
         if self.spaces[s].pager.moving {
@@ -118,7 +120,8 @@ impl World<'_> {
                 note!(self, "P{s}: its agent has greeted");
             }
             Some(Note::Call(thread, call)) => {
-                if self.spaces[s].agent.is_none() || !self.setup.rules.one_mremap {
+                let free = !self.setup.rules.one_mremap && matches!(call, Call::Mremap(_));
+                if self.spaces[s].agent.is_none() || free {
                     self.answer_caller(thread, None);
                 } else {
                     self.input(s, Input::Asked(Ticket(thread as u64), call));
@@ -155,7 +158,8 @@ impl World<'_> {
     /// What /proc tells of a thread: the call that it sleeps in, and of one that runs nothing.
     fn may_be_inside(&self, t: usize) -> bool {
         let thread = &self.threads[t];
-        let discards = thread.micros.iter().any(|micro| matches!(micro, Micro::Zap(..) | Micro::Discarded(..)));
+        let discards =
+            thread.micros.iter().any(|micro| matches!(micro, Micro::Zap(..) | Micro::Discarded(..)));
         thread.alive && (discards || thread.wait == Wait::No)
     }
 
@@ -193,7 +197,11 @@ impl World<'_> {
             }
         }
         self.answer_caller(ticket.0 as usize, Some(result));
-        let result = if matches!(call, Call::Mremap(_)) && result >= 0 { addr(result as usize) as i64 } else { result };
+        let result = if matches!(call, Call::Mremap(_)) && result >= 0 {
+            addr(result as usize) as i64
+        } else {
+            result
+        };
         self.input(s, Input::Returned(ticket, result));
     }
 
@@ -211,7 +219,10 @@ impl World<'_> {
     fn hold(&mut self, s: usize, slots: &[vswap_core::SlotId], by: i32) {
         for &slot in slots {
             if !self.slots.hold(slot, by) {
-                self.fail(format!("P{s}: {slot:?} is {} that nobody holds", if by > 0 { "shared" } else { "freed" }));
+                self.fail(format!(
+                    "P{s}: {slot:?} is {} that nobody holds",
+                    if by > 0 { "shared" } else { "freed" }
+                ));
             }
         }
     }
@@ -282,9 +293,12 @@ impl World<'_> {
                 let content = if fault.write { Some(0) } else { None };
                 self.installed(s, page(at), &vec![content; pages as usize])
             }
-            Command::Mapping(at) => Answer::Mapping(self.spaces[s].mem.mapping_from(page(at)).map(|(range, vma)| {
-                Mapping { range: addrs(&range), evictable: !vma.readonly }
-            })),
+            Command::Mapping(at) => Answer::Mapping(
+                self.spaces[s]
+                    .mem
+                    .mapping_from(page(at))
+                    .map(|(range, vma)| Mapping { range: addrs(&range), evictable: !vma.readonly }),
+            ),
             Command::Register(range) => {
                 let range = pages(&range);
                 if self.spaces[s].mem.is_free(&range) {
@@ -357,7 +371,8 @@ impl World<'_> {
             let Batch { taken, again, .. } = std::mem::take(&mut self.spaces[s].pager.batch);
             self.spaces[s].pager.moving = false;
             self.stats.evicted += taken.len() as u64;
-            let moved: Vec<_> = taken.into_iter().map(|(p, value)| (addr(p), self.slots.store(value))).collect();
+            let moved: Vec<_> =
+                taken.into_iter().map(|(p, value)| (addr(p), self.slots.store(value))).collect();
             let answer = Answer::Moved(moved, again);
             note!(self, "P{s} pager: -> {}", reply(&answer));
             self.spaces[s].pager.space.answer(answer);
@@ -377,7 +392,11 @@ impl World<'_> {
             }
             Some(Message::Fault(fault)) => self.spaces[s].pager.stash.push(fault),
             Some(Message::Event(event)) => {
-                self.fail(format!("P{s} is stopped: an agent stood still while {event:?} was under way"));
+                self.stats.stops += 1;
+                if self.setup.gated {
+                    self.fail(format!("P{s} is stopped: an agent stood still while {event:?} was under way"));
+                }
+                self.stopped = true;
             }
             None => {}
         }
@@ -403,12 +422,9 @@ fn show(what: &impl std::fmt::Debug) -> String {
         }
         out.push(c);
     }
-    out.trim_end().replace("Asked", "asked for").to_string()
+    out.trim_end().to_string()
 }
 
 fn reply(answer: &Answer) -> String {
     show(answer)
 }
-
-#[allow(unused_imports)]
-use describe as _;

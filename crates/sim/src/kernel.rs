@@ -89,6 +89,7 @@ impl World<'_> {
             space.owner[p] = Some(by);
             space.expect[p] = Expect::Value(0);
             space.unsure[p] = false;
+            space.grown[p] = false;
         }
     }
 
@@ -149,6 +150,7 @@ impl World<'_> {
             if self.spaces[s].mem.is_free(&grown) {
                 // In place: no event, and what is new is registered as what was there.
                 self.place(s, by, grown.clone(), vma);
+                self.spaces[s].grown[grown.clone()].fill(!self.setup.gated);
                 self.dispute(s, grown.clone(), false);
                 self.threads[by].dispute.push(grown);
                 return old as i64;
@@ -188,6 +190,7 @@ impl World<'_> {
             let (from, to) = (old + i, target + i);
             space.mem.vma[to] = Some(Vma { id, ..vma });
             space.owner[to] = Some(by);
+            space.grown[to] = i >= kept && !self.setup.gated;
             space.unsure[to] = space.unsure[old + i.min(kept - 1)];
             (space.mem.pte[to], space.expect[to]) = if i < kept {
                 (
@@ -212,7 +215,7 @@ impl World<'_> {
         for child in self.spaces[s].forking.clone() {
             let space = &mut self.spaces[child];
             for p in range.clone() {
-                if !matches!(space.expect[p], Expect::Nothing | Expect::Guard) {
+                if space.expect[p] != Expect::Nothing {
                     space.expect[p] = Expect::Any;
                     space.unsure[p] |= wipes;
                 }
@@ -244,16 +247,16 @@ impl World<'_> {
         let mut mem: Memory = parent.mem.clone();
         let mut expect = parent.expect.clone();
         let mut unsure = parent.unsure.clone();
-        for p in 0..mem.vma.len() {
+        for (p, expect) in expect.iter_mut().enumerate() {
             match mem.vma[p] {
                 Some(vma) if vma.dontfork => {
                     mem.clear(p..p + 1);
-                    expect[p] = Expect::Nothing;
+                    *expect = Expect::Nothing;
                 }
                 Some(vma) if vma.wipe => {
                     mem.pte[p] = Pte::None;
-                    if expect[p] != Expect::Any {
-                        expect[p] = Expect::Value(0);
+                    if *expect != Expect::Any {
+                        *expect = Expect::Value(0);
                     }
                 }
                 _ => {}
@@ -261,13 +264,14 @@ impl World<'_> {
         }
         for thread in self.threads.iter().filter(|thread| thread.alive && thread.space == s) {
             for p in thread.dispute.iter().cloned().flatten() {
-                if !matches!(expect[p], Expect::Nothing | Expect::Guard) {
+                if expect[p] != Expect::Nothing {
                     expect[p] = Expect::Any;
                     unsure[p] |= thread.wipes;
                 }
             }
         }
-        for p in (0..expect.len()).filter(|&p| unsure[p]) {
+        let grown = &self.spaces[s].grown;
+        for p in (0..expect.len()).filter(|&p| unsure[p] || grown[p]) {
             if !matches!(expect[p], Expect::Nothing | Expect::Guard) {
                 expect[p] = Expect::Any;
             }
@@ -364,7 +368,9 @@ impl World<'_> {
                 // COPY replaces a marker; ZEROPAGE does not.
                 (Pte::Guard, Some(value)) => {
                     space.mem.pte[p] = Pte::page(*value);
-                    guard_lost = Some(p);
+                    if space.expect[p] == Expect::Guard {
+                        guard_lost = Some(p);
+                    }
                 }
                 _ => break,
             }

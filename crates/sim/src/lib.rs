@@ -1,6 +1,7 @@
 //! A simulated kernel for the pager's protocol.
 #![forbid(unsafe_code)]
 
+mod campaign;
 mod driver;
 mod kernel;
 mod memory;
@@ -11,10 +12,11 @@ mod rules;
 mod shrink;
 mod threads;
 mod world;
+pub use campaign::{Effort, Outcome, campaign};
 pub use program::{Child, Op, Program, Taste};
+use rng::Rng;
 pub use rules::{RULES, Rule, Rules};
 pub use shrink::{Shrunk, shrink};
-use rng::Rng;
 use world::World;
 
 /// Why a run is wrong.
@@ -47,8 +49,27 @@ pub struct Stats {
     pub forks: u64,
     /// Events lost with a killed vfork child.
     pub lost: u64,
+    /// Runs given up because an UNMAP was lost between a scan and its MOVE.
+    pub holes: u64,
     /// Fail-stops.
     pub stops: u64,
+}
+
+impl Stats {
+    /// Adds what happened in another run.
+    pub fn add(&mut self, other: &Self) {
+        self.steps += other.steps;
+        self.checks += other.checks;
+        self.faults += other.faults;
+        self.events += other.events;
+        self.commands += other.commands;
+        self.refused += other.refused;
+        self.evicted += other.evicted;
+        self.forks += other.forks;
+        self.lost += other.lost;
+        self.holes += other.holes;
+        self.stops += other.stops;
+    }
 }
 
 /// One run, but for its program.
@@ -68,6 +89,8 @@ pub struct Setup {
     pub wipes: bool,
     /// Longest time that a thread is held up, as a power of two.
     pub sluggish: usize,
+    /// One step of a pager in so many is followed by a pause.
+    pub drowsy: usize,
     /// A process that is killed, and when.
     pub kill: Option<(usize, u64)>,
     /// Steps after which nothing more is hoped for.
@@ -110,7 +133,7 @@ pub fn of_seed(seed: u64, options: &Options) -> (Setup, Program) {
         weights = [rng.below(3), 8 + rng.below(8), 12 + rng.below(16), 0, rng.below(2), rng.below(2)];
     }
     let pages = 1 + rng.below(if storm { 2 } else { 5 });
-    let taste = Taste { threads, ops: 8 + rng.below(32), pages, weights };
+    let taste = Taste { threads, ops: 8 + rng.below(32), pages, weights, chains: storm };
     let arena = if storm { 3 * threads + rng.below(8) } else { 12 + rng.below(28) };
     let setup = Setup {
         seed,
@@ -120,6 +143,7 @@ pub fn of_seed(seed: u64, options: &Options) -> (Setup, Program) {
         processes: 5,
         wipes: options.gated && weights[3] > 0,
         sluggish: 4 + rng.below(6),
+        drowsy: [8, 30, 100, 400][rng.below(4)],
         kill: rng.one_in(16).then(|| (rng.below(3), 200 + rng.below(4000) as u64)),
         patience: 2_000_000,
     };
@@ -127,9 +151,20 @@ pub fn of_seed(seed: u64, options: &Options) -> (Setup, Program) {
     (setup, program)
 }
 
-/// Runs a program once.
-pub fn run(setup: &Setup, program: &Program, schedule: u64, trace: bool) -> (Option<Failure>, Stats, Vec<String>) {
+/// Runs a program once, with one of its schedules. Gives back what is wrong, what happened, and the history if it was
+/// asked for.
+pub fn run(
+    setup: &Setup,
+    program: &Program,
+    schedule: u64,
+    trace: bool,
+) -> (Option<Failure>, Stats, Vec<String>) {
     let mut world = World::new(setup, program, schedule, trace);
-    world.run();
+    let step = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.run()));
+    if let Err(panic) = step {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_string()));
+        world.fail(format!("panic: {}", text.unwrap_or_default()));
+    }
     (world.failure, world.stats, world.log.unwrap_or_default())
 }

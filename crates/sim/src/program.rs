@@ -6,8 +6,9 @@
 
 use crate::rng::Rng;
 
-/// One operation of a thread. `pick` chooses a mapping of the thread and a part of it.
+/// One operation of a thread. `pick` chooses a mapping of the thread and a part of it; `pages` is a size.
 #[derive(Clone, Debug)]
+#[allow(missing_docs)] // the fields: each variant says what it does
 pub enum Op {
     /// mmap somewhere the kernel chooses; the flags come from `pick`.
     Map { pages: usize, pick: u32 },
@@ -72,6 +73,8 @@ pub struct Taste {
     pub pages: usize,
     /// Weights of discards, unmaps, mremaps, guards and wipes, forks, vforks.
     pub weights: [usize; 6],
+    /// What moves, moves on.
+    pub chains: bool,
 }
 
 impl Program {
@@ -82,7 +85,7 @@ impl Program {
     }
 
     /// The number of operations, those of children included.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.threads.iter().map(|ops| count(ops)).sum()
     }
 
@@ -136,6 +139,10 @@ fn ops(rng: &mut Rng, taste: &Taste, length: usize, generations: usize) -> Vec<O
     }
     while list.len() < length {
         let op = op(rng, taste, length, generations);
+        if taste.chains && matches!(op, Op::Move { .. } | Op::Resize { .. }) {
+            let again = Op::Move { pick: rng.next() as u32, onto: rng.next() as u32, keep: rng.one_in(2) };
+            list.extend([op.clone(), again]);
+        }
         let fills = matches!(op, Op::Map { .. } | Op::Over { .. } | Op::Resize { .. });
         list.push(op);
         if fills && !rng.one_in(3) {

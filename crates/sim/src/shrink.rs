@@ -54,12 +54,12 @@ pub fn shrink(setup: &Setup, program: &Program, schedule: u64) -> Shrunk {
             best = (candidate, schedule);
         }
     }
-    let mut chunk = best.0.len().div_ceil(2).max(1);
+    let mut chunk = best.0.size().div_ceil(2).max(1);
     loop {
         let mut at = 0;
         let mut smaller = false;
-        while at < best.0.len() {
-            let keep: Vec<bool> = (0..best.0.len()).map(|i| i < at || i >= at + chunk).collect();
+        while at < best.0.size() {
+            let keep: Vec<bool> = (0..best.0.size()).map(|i| i < at || i >= at + chunk).collect();
             let candidate = best.0.keeping(&keep);
             match attempt(&setup, &candidate, SCHEDULES) {
                 Some(schedule) => {
@@ -78,6 +78,7 @@ pub fn shrink(setup: &Setup, program: &Program, schedule: u64) -> Shrunk {
         best.1 = schedule;
     }
     let (failure, _, history) = run(&setup, &best.0, best.1, true);
-    let failure = failure.unwrap_or_else(|| Failure { why: "it fails no longer: not deterministic".into(), step: 0 });
+    let failure =
+        failure.unwrap_or_else(|| Failure { why: "it fails no longer: not deterministic".into(), step: 0 });
     Shrunk { setup, program: best.0, schedule: best.1, failure, history }
 }

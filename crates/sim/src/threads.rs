@@ -6,9 +6,7 @@ use std::rc::Rc;
 
 use vswap_pager::proto::{Call, Mremap};
 
-use crate::kernel::{
-    DONTUNMAP, FIXED, GUARD_INSTALL, GUARD_REMOVE, KEEPONFORK, MAYMOVE, WIPEONFORK, plain,
-};
+use crate::kernel::{DONTUNMAP, FIXED, GUARD_INSTALL, GUARD_REMOVE, KEEPONFORK, MAYMOVE, WIPEONFORK, plain};
 use crate::memory::{Pte, Vma};
 use crate::oracle::Expect;
 use crate::program::Op;
@@ -38,7 +36,7 @@ impl World<'_> {
             }
             Micro::Zap(page, free) => self.zap(s, page, free),
             Micro::Discarded(range, free) => {
-                for p in range {
+                for p in range.filter(|&p| self.spaces[s].mem.pte[p] != Pte::Guard).collect::<Vec<_>>() {
                     let expect = &mut self.spaces[s].expect[p];
                     *expect = expect.discarded(free);
                 }
@@ -134,7 +132,8 @@ impl World<'_> {
         }
         match space.mem.pte[p] {
             Pte::Guard => {
-                if !matches!(access, Access::Populate) && space.expect[p] != Expect::Guard {
+                let right = matches!(space.expect[p], Expect::Guard | Expect::Any);
+                if !matches!(access, Access::Populate) && !right {
                     self.fail(format!("P{s} T{t}: page {p} has become a guard page"));
                 }
                 return;
@@ -151,6 +150,7 @@ impl World<'_> {
             Pte::None => space.mem.pte[p] = if write { Pte::page(0) } else { Pte::Zero },
             _ => {}
         }
+        space.grown[p] = false;
         let value = match space.mem.pte[p] {
             Pte::Page { value, .. } => value,
             _ => 0,
@@ -215,7 +215,13 @@ impl World<'_> {
         if vma.readonly || vma.locked || self.spaces[s].mem.single(&run).is_none() {
             return;
         }
-        // MOVE does not look whether the mapping is registered.
+        // MOVE does not look whether the mapping is registered. If an UNMAP was lost since the pager looked, nobody can
+        // know: see "what is not modelled".
+        if !vma.registered && self.spaces[s].lost {
+            self.stats.holes += 1;
+            self.stopped = true;
+            return;
+        }
         let pinned = self.rng.one_in(64);
         let mut at = p;
         let most = p + 1 + self.rng.below(run.len());
@@ -261,6 +267,7 @@ impl World<'_> {
         self.spaces[s].changing -= 1;
         note!(self, "P{s} T{t}: is killed, and its event with it");
         self.stats.lost += 1;
+        self.spaces[s].lost = true;
         self.end_vfork(t);
         true
     }
@@ -296,7 +303,9 @@ impl World<'_> {
                 continue;
             }
             let start = p;
-            while p < space.owner.len() && space.owner[p] == Some(t) && space.mem.vma[p] == space.mem.vma[start]
+            while p < space.owner.len()
+                && space.owner[p] == Some(t)
+                && space.mem.vma[p] == space.mem.vma[start]
             {
                 p += 1;
             }
@@ -326,7 +335,7 @@ impl World<'_> {
         let s = self.threads[t].space;
         let thread = &mut self.threads[t];
         let greets = thread.greets.unwrap_or(2) <= thread.at;
-        if greets && !thread.more.is_empty() || (thread.greets.is_some() && greets) {
+        if greets && (thread.greets.is_some() || !thread.more.is_empty()) {
             if thread.greets.take().is_some() {
                 thread.micros.push_back(Micro::Greet);
             }
@@ -354,7 +363,8 @@ impl World<'_> {
             return;
         }
         let space = &self.spaces[s];
-        let mapped = (0..space.expect.len()).filter(|&p| !matches!(space.expect[p], Expect::Nothing | Expect::Guard));
+        let mapped =
+            (0..space.expect.len()).filter(|&p| !matches!(space.expect[p], Expect::Nothing | Expect::Guard));
         let checks: Vec<_> = mapped.map(|p| Micro::Access(p, Access::Read)).collect();
         let micros = &mut self.threads[t].micros;
         micros.extend(checks);
@@ -373,7 +383,7 @@ impl World<'_> {
             Op::Map { pages, pick } => {
                 let flags = Vma {
                     wipe: self.setup.wipes && (pick >> 20) % 16 == 0,
-                    dontfork: (pick >> 24) % 16 == 0,
+                    dontfork: self.setup.gated && (pick >> 24) % 16 == 0,
                     ..plain()
                 };
                 vec![Micro::Change(Change::Map { pages, flags })]
@@ -404,7 +414,7 @@ impl World<'_> {
             Op::Resize { pick, pages, may_move } => {
                 let Some(part) = self.part(t, pick) else { return Vec::new() };
                 // Nobody tells what grew where no agent makes the call: see "what is not modelled".
-                let pages = if self.setup.gated && !agent { pages.min(part.len()) } else { pages };
+                let pages = if self.told_of_growth(s) { pages } else { pages.min(part.len()) };
                 let flags = if may_move { MAYMOVE } else { 0 };
                 self.call(t, remap_call(part.clone(), pages, flags, 0), vec![part])
             }
@@ -440,12 +450,20 @@ impl World<'_> {
             }
             Op::Vfork { pick, killed } => {
                 let Some(part) = self.part(t, pick) else { return Vec::new() };
+                // Without the gate, growth beside a lost UNMAP cannot be told: see "what is not modelled".
+                let killed = killed && self.setup.gated;
                 let child = self.new_thread(s, Role::Vfork { parent: t, killed }, Vec::new());
                 self.threads[child].wait = Wait::Unborn { parent: t };
                 self.threads[child].micros.extend([Micro::Change(Change::Unmap(part)), Micro::EndVfork]);
                 vec![Micro::Vforked(child)]
             }
         }
+    }
+
+    /// Whether growth is told of, or can do no harm untold: see "what is not modelled".
+    fn told_of_growth(&self, s: usize) -> bool {
+        let space = &self.spaces[s];
+        space.agent.is_some() && (self.setup.gated || s == 0 || !space.pager.space.window_open())
     }
 
     fn one(&self, t: usize, pick: u32, change: impl Fn(Range<usize>) -> Change) -> Vec<Micro> {
@@ -473,7 +491,7 @@ impl World<'_> {
         }
         let Some(target) = self.part(t, onto) else { return Vec::new() };
         let s = self.threads[t].space;
-        if self.setup.gated && self.spaces[s].agent.is_none() && target.len() > part.len() {
+        if !self.told_of_growth(s) && target.len() > part.len() {
             return Vec::new();
         }
         if target.start < part.end && part.start < target.end {

@@ -43,7 +43,11 @@ pub fn pages(addrs: &Range<u64>) -> Range<usize> {
 #[derive(Clone, Debug)]
 pub enum Event {
     Unmap(Range<usize>),
-    Remap { from: usize, to: usize, len: usize },
+    Remap {
+        from: usize,
+        to: usize,
+        len: usize,
+    },
     Remove(Range<usize>),
     /// The child's address space.
     Fork(usize),
@@ -69,6 +73,10 @@ pub struct Space {
     pub expect: Vec<Expect>,
     /// The fork raced with a call that says whether the page is wiped on fork: what its own children find is open.
     pub unsure: Vec<bool>,
+    /// Grown over by an mremap that nobody was told of, and not touched since.
+    pub grown: Vec<bool>,
+    /// An event of it was lost with a killed vfork child.
+    pub lost: bool,
     /// Exited.
     pub gone: bool,
     /// Children whose FORK was not read.
@@ -154,10 +162,19 @@ pub enum Access {
 /// A change of mappings, made in one piece below the lock.
 #[derive(Clone, Debug)]
 pub enum Change {
-    Map { pages: usize, flags: Vma },
+    Map {
+        pages: usize,
+        flags: Vma,
+    },
     Over(Range<usize>),
     Unmap(Range<usize>),
-    Remap { old: usize, old_len: usize, new_len: usize, flags: u64, new: usize },
+    Remap {
+        old: usize,
+        old_len: usize,
+        new_len: usize,
+        flags: u64,
+        new: usize,
+    },
     /// The first half of a discard (MADV_FREE or not): counted, and zapped only after the event where one is due.
     Remove(Range<usize>, bool),
     Guard(Range<usize>, bool),
@@ -309,6 +326,8 @@ impl<'a> World<'a> {
             owner: vec![None; pages],
             expect: vec![Expect::Nothing; pages],
             unsure: vec![false; pages],
+            grown: vec![false; pages],
+            lost: false,
             gone: false,
             forking: Vec::new(),
             agent: None,
@@ -356,10 +375,11 @@ impl<'a> World<'a> {
             }
         }
         self.stats.steps = self.step;
-        if self.failure.is_none() && !self.stopped {
-            if let Some(slot) = self.slots.leaked() {
-                self.fail(format!("slot {slot} is still held when everything has ended"));
-            }
+        if self.failure.is_none()
+            && !self.stopped
+            && let Some(slot) = self.slots.leaked()
+        {
+            self.fail(format!("slot {slot} is still held when everything has ended"));
         }
     }
 
@@ -368,7 +388,9 @@ impl<'a> World<'a> {
         for (t, thread) in self.threads.iter().enumerate().filter(|(_, thread)| thread.alive) {
             stuck += &format!("T{t} of P{} waits for {:?}; ", thread.space, thread.wait);
         }
-        for (s, space) in self.spaces.iter().enumerate().filter(|(_, space)| space.pager.on && !space.pager.done) {
+        for (s, space) in
+            self.spaces.iter().enumerate().filter(|(_, space)| space.pager.on && !space.pager.done)
+        {
             stuck += &format!("P{s} counts {} changes, {:?}; ", space.changing, space.pager.space);
         }
         stuck
