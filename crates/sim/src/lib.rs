@@ -1,4 +1,65 @@
 //! A simulated kernel for the pager's protocol.
+//!
+//! The protocol (`vswap_pager::proto`) is a state machine without I/O. This crate is everything around it: address
+//! spaces, threads that race, agents, the gate, and a userfaultfd that keeps the rules that were measured on the real
+//! one. From a seed it makes a program and a schedule and runs the production crate through them, one sub-step of one
+//! actor at a time. Simulated threads compare every page they read with what they wrote; nothing else decides whether
+//! a run is right. `cargo xtask sim` runs seeds, `cargo xtask sim --without RULE` shows that a rule is needed.
+//!
+//! # Actors and sub-steps
+//!
+//! Threads, agents and pagers take turns; the next one is drawn at random, and at the points where it matters an actor
+//! may be held up for long (`World::delay`). A system call is several sub-steps (`world::Micro`):
+//!
+//! | the kernel | here |
+//! | --- | --- |
+//! | a change of mappings below the lock | one step (`kernel.rs`, `Change`); the count of changes goes up in it, by one for each event that is due |
+//! | the lock is dropped, the event is queued | `Micro::Queue`, any time later: so events arrive in another order than the changes were made |
+//! | read() takes a message: faults first, then events in the order in which they were queued | `read_message` |
+//! | the thread wakes, the count goes down | `Micro::Woken`, any time after the read |
+//! | madvise: REMOVE, then the zap | `Micro::Zap`, a page at a time; where nothing is registered it is one step with the check |
+//! | mremap: UNMAP of the target, REMAP with the old or the new length, UNMAP of tail and source, each slept on | `remap` |
+//! | growth, in place or moved; mmap, mprotect, mlock, MADV_GUARD_INSTALL, MADV_WIPEONFORK | no event |
+//! | fork: pages shared (MOVE answers EBUSY for ever, until un-shared), FORK, the child starts when it was read | `fork` |
+//! | exit | descriptors answer "gone"; what was queued is lost |
+//! | a vfork child killed while its munmap waits | its event is lost, the count goes down (`dies`) |
+//! | COPY, ZEROPAGE: EAGAIN while changes are counted, one registered mapping or ENOENT, EEXIST, short counts; COPY replaces a guard marker, ZEROPAGE does not | `install` |
+//! | WRITEPROTECT of a page as a probe | `Command::ProbePage` |
+//! | REGISTER, not guarded, over whatever is there | `Command::Register` |
+//! | MOVE: EAGAIN, refuses holes, shared, pinned, read-only and locked pages, takes fewer than asked, does *not* look whether the mapping is registered | `take` |
+//! | MADV_FREE: the page may go at any time until it is written | `reclaim` |
+//!
+//! Mappings are chosen where something was unmapped just before, so that addresses change hands while the thread that
+//! had them still waits inside its system call.
+//!
+//! The driver (`driver.rs`) is written after `crates/pager/src/driver/{server,port,settle}.rs`: one message a read,
+//! commands one at a time, nothing read while a Move is in flight, effects in order, a child served from the FORK on
+//! and without an agent until it greets. In one point it is ahead of it: whether only one thread runs is looked at for
+//! each REMAP that no grant covers, with the gate too (a child without its agent goes through the gate unordered).
+//!
+//! # What has to be true
+//!
+//! - Every page reads as it was written last; zero after DONTNEED; old or zero after FREE until it is written; the
+//!   fork's moment in a child; zero where it is wiped on fork; a guard page stays one (`oracle.rs`).
+//! - A slot is freed once for each holder, never read without one, and none is left when everything has ended.
+//! - Every fault is answered, every call returns, every process ends within a bounded number of steps.
+//! - With the gate nobody stops. Without it, or in a child that has no agent, the one stop is that of two mremaps of
+//!   one window that touch; without it also that of an agent that waits for a page which an mremap took away.
+//!
+//! Programs are free of data races: a page belongs to one thread, which gives it away only between its calls. What a
+//! fork finds of pages that another thread's call is changing at that moment is not checked.
+//!
+//! # What is not modelled
+//!
+//! - Bytes: a page is one number. Huge pages, file mappings, shared memory, brk and growing stacks.
+//! - MOVE's wrong answers: the agent believes staging's page table and not the answer, and so does the simulated one.
+//! - An UNMAP that is lost (a killed vfork child) between a scan and its MOVE, with the address mapped anew in
+//!   between: MOVE then takes pages out of an unregistered mapping. Such runs are counted (`Stats::holes`) and given up.
+//! - A child without an agent, with the gate: mremap growth, guard pages and wipe-on-fork are not told to the pager
+//!   there; its programs do without. Likewise growth in a child before its first quiet moment, MADV_DONTFORK, guard
+//!   pages, wipe-on-fork after registration and killed vfork children in programs without the gate.
+//! - A vfork child killed inside madvise, whose REMOVE is lost although the zap is done.
+//! - Freezing, deadlines, the agent's own memory, the space below the slots.
 #![forbid(unsafe_code)]
 
 mod campaign;
