@@ -27,6 +27,7 @@
 //! | WRITEPROTECT of a page as a probe | `Command::ProbePage` |
 //! | REGISTER, not guarded, over whatever is there | `Command::Register` |
 //! | MOVE: EAGAIN, refuses holes, shared, pinned, read-only and locked pages, takes fewer than asked, does *not* look whether the mapping is registered | `take` |
+//! | MOVE says less than it did; the agent looks at staging | `take` |
 //! | MADV_FREE: the page may go at any time until it is written | `reclaim` |
 //!
 //! Mappings are chosen where something was unmapped just before, so that addresses change hands while the thread that
@@ -52,7 +53,6 @@
 //! # What is not modelled
 //!
 //! - Bytes: a page is one number. Huge pages, file mappings, shared memory, brk and growing stacks.
-//! - MOVE's wrong answers: the agent believes staging's page table and not the answer, and so does the simulated one.
 //! - An UNMAP that is lost (a killed vfork child) between a scan and its MOVE, with the address mapped anew in
 //!   between: MOVE then takes pages out of an unregistered mapping. Such runs are counted (`Stats::holes`) and given up.
 //! - A child without an agent, with the gate: mremap growth, guard pages and wipe-on-fork are not told to the pager

@@ -9,13 +9,15 @@ pub struct Rules {
     pub proto: proto::Rules,
     /// The driver's: nothing is read while a Move is in flight.
     pub still: bool,
+    /// The agent's: what is in staging has moved, whatever MOVE says.
+    pub staging_truth: bool,
     /// The gate's: mremaps are granted one at a time. Off: callers go on by themselves, and nobody stops.
     pub one_mremap: bool,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { proto: proto::Rules::default(), still: true, one_mremap: true }
+        Self { proto: proto::Rules::default(), still: true, staging_truth: true, one_mremap: true }
     }
 }
 
@@ -71,6 +73,7 @@ rules! {
     "register-drops-stale", "slots below an unknown mapping stay", proto.register_drops_stale;
     "one-mremap", "mremaps run as they come, and nobody stops", one_mremap, proto.touching_stop;
     "still-while-moving", "events are read while a Move is in flight", still;
+    "staging-truth", "MOVE is believed", staging_truth;
     "guard", "guard pages leave slots behind", proto.guard;
     "wipe", "a child gets what should be wiped", proto.wipe;
 }

@@ -248,6 +248,12 @@ impl World<'_> {
             at += 1;
         }
         note!(self, "P{s} T{t}: MOVE takes pages {:?}", p..at);
+        // MOVE may say less than it did. Staging's page table is the truth.
+        if at > p && self.rng.one_in(256) && !self.setup.rules.staging_truth {
+            let said = self.rng.below(at - p);
+            let taken = &mut self.spaces[s].pager.batch.taken;
+            taken.truncate(taken.len() - (at - p) + said);
+        }
         // A refusal is the next call's matter; a page that does not move at all is left.
         let next = if at == p { p + 1 } else { at };
         if next < run.end {
