@@ -165,7 +165,9 @@ impl Governor {
             .iter()
             .map(|tenant| (tenant, self.resident_of(tenant)))
             .filter(|(tenant, share)| {
-                *share > MIB.max(total / 64) && tenant.barren_until.load(Relaxed) < now && self.activate(tenant)
+                *share > MIB.max(total / 64)
+                    && tenant.barren_until.load(Relaxed) < now
+                    && self.activate(tenant)
             })
             .collect();
         let resident: u64 = asked.iter().map(|(_, share)| share).sum();
@@ -268,7 +270,8 @@ impl Governor {
             }
             let mut unpaged = self.shared.unpaged.lock();
             if unpaged.len() < 64 && !unpaged.iter().any(|known| known.pid == pid) {
-                let reason = "no agent: statically linked, set-user-id, or its environment was cleared".into();
+                let reason =
+                    "no agent: statically linked, set-user-id, or its environment was cleared".into();
                 unpaged.push(Unpaged { pid, name: status.name, reason });
             }
         }

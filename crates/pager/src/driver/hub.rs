@@ -54,7 +54,8 @@ pub fn serve(
     session: Session,
     root_ended: &mut dyn FnMut(i32, &Summary),
 ) -> Result<Summary, Fatal> {
-    let hub = Hub::set_up(config, session).map_err(|error| Fatal(format!("the pager cannot start: {error}")))?;
+    let hub =
+        Hub::set_up(config, session).map_err(|error| Fatal(format!("the pager cannot start: {error}")))?;
     hub.run(root_ended)
 }
 
@@ -95,8 +96,7 @@ impl Hub {
                 GateKeeper { shared: shared.clone(), gate: gate.clone(), threads: Default::default() };
             thread("gate", Box::new(|| keeper.run()))?;
         }
-        let governor =
-            Governor::new(shared.clone(), gate, config.limit, session.guardian, peaks.clone())?;
+        let governor = Governor::new(shared.clone(), gate, config.limit, session.guardian, peaks.clone())?;
         thread("governor", Box::new(|| governor.run()))?;
         let worker_shared = shared.clone();
         thread("compress", Box::new(move || worker::compress(worker_shared, frames / 2)))?;
@@ -124,7 +124,8 @@ impl Hub {
                 return Err(Fatal(why));
             }
             if std::os::unix::process::parent_id() != self.guardian {
-                self.shared.fail("the guardian was killed: nobody would end the tree if the pager died".into());
+                self.shared
+                    .fail("the guardian was killed: nobody would end the tree if the pager died".into());
                 continue;
             }
             self.reap(root_ended);
@@ -155,12 +156,14 @@ impl Hub {
             .lock()
             .values()
             .filter_map(|tenant| {
-                let equipment = tenant.idle.lock();
+                // Held while the agent executes a call; then its end can wait as well.
+                let equipment = tenant.idle.try_lock()?;
                 Some((tenant.id, equipment.as_ref()?.agent.as_ref()?.conn.clone()))
             })
             .collect();
         let strangers = std::mem::take(&mut self.strangers);
-        let mut wanted = vec![(self.listener.as_fd(), Events::IN), (self.shared.hub_bell().as_fd(), Events::IN)];
+        let mut wanted =
+            vec![(self.listener.as_fd(), Events::IN), (self.shared.hub_bell().as_fd(), Events::IN)];
         wanted.extend(strangers.iter().map(|conn| (conn.as_fd(), Events::IN)));
         wanted.extend(idle.iter().map(|(_, conn)| (conn.as_fd(), Events::IN)));
         let ready: Vec<bool> =
@@ -230,13 +233,7 @@ impl Hub {
         }
     }
 
-    fn admit(
-        &self,
-        conn: Conn,
-        greeting: wire::Greeting,
-        fds: Vec<OwnedFd>,
-        pid: u32,
-    ) -> Result<(), String> {
+    fn admit(&self, conn: Conn, greeting: wire::Greeting, fds: Vec<OwnedFd>, pid: u32) -> Result<(), String> {
         if fds.len() != greeting.descriptors() {
             return Err("its agent sent the wrong number of descriptors".into());
         }

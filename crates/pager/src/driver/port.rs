@@ -152,7 +152,8 @@ impl Port {
     pub fn is_guard(&self, addr: u64) -> bool {
         let mut entry = [0];
         self.pagemap.as_ref().is_some_and(|pagemap| {
-            pagemap.entries(addr / PAGE, &mut entry).is_ok_and(|read| read == 1) && entry[0] & ENTRY_GUARD != 0
+            pagemap.entries(addr / PAGE, &mut entry).is_ok_and(|read| read == 1)
+                && entry[0] & ENTRY_GUARD != 0
         })
     }
 
@@ -228,7 +229,8 @@ impl Port {
         }
         Answer::Mapping(found.map(|mapping| {
             let range = mapping.range;
-            let ours = self.agent.as_ref().is_some_and(|a| a.area.start < range.end && range.start < a.area.end);
+            let ours =
+                self.agent.as_ref().is_some_and(|a| a.area.start < range.end && range.start < a.area.end);
             let evictable = mapping.read
                 && mapping.write
                 && !mapping.exec
@@ -305,10 +307,8 @@ impl Port {
             return Some(Vec::new());
         };
         let addrs = runs.iter().flat_map(|run| (0..u64::from(run.pages)).map(|i| run.address + i * PAGE));
-        let taken: Vec<_> = addrs
-            .zip(0usize..)
-            .filter(|&(_, index)| moved[index / 64] & (1 << (index % 64)) != 0)
-            .collect();
+        let taken: Vec<_> =
+            addrs.zip(0usize..).filter(|&(_, index)| moved[index / 64] & (1 << (index % 64)) != 0).collect();
         let (used, unused) = slots.split_at(taken.len());
         self.shared.space.free_n(unused);
         let bytes = &mut self.batch[..taken.len()];

@@ -118,7 +118,10 @@ impl Server {
     /// Starts the thread.
     pub fn start(self) -> std::io::Result<()> {
         let pid = self.tenant.pid.load(Relaxed);
-        std::thread::Builder::new().name(format!("serve-{pid}")).stack_size(256 << 10).spawn(|| self.run())?;
+        std::thread::Builder::new()
+            .name(format!("serve-{pid}"))
+            .stack_size(256 << 10)
+            .spawn(|| self.run())?;
         Ok(())
     }
 
@@ -501,10 +504,7 @@ impl Server {
             }
         };
         let conn = self.port.agent.as_ref().map(|agent| agent.conn.clone());
-        let mut wanted = vec![
-            (self.port.uffd.as_fd(), Events::IN),
-            (self.tenant.bell().as_fd(), Events::IN),
-        ];
+        let mut wanted = vec![(self.port.uffd.as_fd(), Events::IN), (self.tenant.bell().as_fd(), Events::IN)];
         if let Some(conn) = &conn {
             wanted.push((conn.as_fd(), Events::IN));
         }

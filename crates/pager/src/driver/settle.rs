@@ -91,12 +91,26 @@ mod tests {
             assert!(Instant::now() < deadline, "a thread that sleeps in a futex is not in madvise");
             std::thread::yield_now();
         }
-        let own = own_tid();
-        assert!(may_be_inside(pid, own), "who runs may be anywhere");
-        let mut settler = Settler { inside: HashSet::from([own]), looked: Some(Instant::now()) };
+        let (tell, told) = std::sync::mpsc::channel();
+        let spin = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let spins = spin.clone();
+        let spinner = std::thread::spawn(move || {
+            tell.send(own_tid()).unwrap();
+            while spins.load(std::sync::atomic::Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        let running = told.recv().unwrap();
+        while !may_be_inside(pid, running) {
+            assert!(Instant::now() < deadline, "who runs may be anywhere");
+            std::thread::yield_now();
+        }
+        let mut settler = Settler { inside: HashSet::from([running]), looked: Some(Instant::now()) };
         assert!(!settler.settled(pid));
-        settler.faulted(own);
+        settler.faulted(running);
         assert!(settler.settled(pid) && !settler.watches());
+        spin.store(false, std::sync::atomic::Ordering::Relaxed);
+        spinner.join().unwrap();
         drop(stop);
         sleeper.join().unwrap();
     }

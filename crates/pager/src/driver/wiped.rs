@@ -39,6 +39,6 @@ mod tests {
     fn finds_the_flag_of_each_mapping() {
         let text = "1000-3000 rw-p 00000000 00:00 0 \nSize: 8 kB\nVmFlags: rd wr mr mw me ac wf \n\
                     7f00-8000 rw-p 00000000 00:00 0 [heap]\nVmFlags: rd wr mr mw me ac \n";
-        assert_eq!(parse(text.as_bytes()).unwrap(), [0x1000..0x3000]);
+        assert_eq!(parse(text.as_bytes()).unwrap().as_slice(), std::slice::from_ref(&(0x1000..0x3000)));
     }
 }

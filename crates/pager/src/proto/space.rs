@@ -498,7 +498,7 @@ impl AddressSpace {
 
     /// What is done in an open window by who does not keep the rules of the window: once for each input.
     fn unruly(&mut self) -> Option<Job> {
-        if !core::mem::take(&mut self.poked) || self.parent_open {
+        if !core::mem::take(&mut self.poked) || (self.parent_open && self.rules.faults_wait) {
             return None;
         }
         if !self.rules.window && self.granted.is_none() {

@@ -1,5 +1,7 @@
 //! Each rule of the protocol on a small history, with a kernel that answers as scripted.
 
+#![allow(clippy::single_range_in_vec_init)] // one mapping is a list of one range
+
 use std::collections::HashMap;
 use std::ops::Range;
 
