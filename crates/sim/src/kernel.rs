@@ -151,7 +151,7 @@ impl World<'_> {
                 // In place: no event, and what is new is registered as what was there.
                 self.place(s, by, grown.clone(), vma);
                 self.spaces[s].grown[grown.clone()].fill(!self.setup.gated);
-                self.dispute(s, grown.clone(), false);
+                self.dispute(s, grown.clone());
                 self.threads[by].dispute.push(grown);
                 return old as i64;
             }
@@ -205,19 +205,19 @@ impl World<'_> {
             self.unmap(s, old..old + kept, &mut late);
         }
         events.extend(late);
-        self.dispute(s, target..target + new_len, false);
+        self.dispute(s, target..target + new_len);
         self.threads[by].dispute.push(target..target + new_len);
         target as i64
     }
 
     /// A child that was forked, but not reported yet, may or may not see a change that is being made now.
-    pub fn dispute(&mut self, s: usize, range: Range<usize>, wipes: bool) {
+    pub fn dispute(&mut self, s: usize, range: Range<usize>) {
         for child in self.spaces[s].forking.clone() {
             let space = &mut self.spaces[child];
             for p in range.clone() {
                 if space.expect[p] != Expect::Nothing {
                     space.expect[p] = Expect::Any;
-                    space.unsure[p] |= wipes;
+                    space.unsure[p] = true;
                 }
             }
         }
@@ -266,7 +266,7 @@ impl World<'_> {
             for p in thread.dispute.iter().cloned().flatten() {
                 if expect[p] != Expect::Nothing {
                     expect[p] = Expect::Any;
-                    unsure[p] |= thread.wipes;
+                    unsure[p] = true;
                 }
             }
         }

@@ -81,9 +81,6 @@ rules! {
 /// Rules without which programs that do not race see nothing wrong, as far as was found.
 const fn spare(name: &str) -> Option<&'static str> {
     match name.as_bytes() {
-        b"faults-wait" => {
-            Some("an install that succeeds is a quiet moment itself; the rule keeps the state simple")
-        }
         b"owed-carried" => {
             Some("a thread cannot move pages while it is inside the madvise that will zap them")
         }

@@ -509,11 +509,9 @@ impl World<'_> {
 
     fn call(&mut self, t: usize, call: Call, ranges: Vec<Range<usize>>) -> Vec<Micro> {
         let s = self.threads[t].space;
-        let wipes = matches!(call, Call::Madvise { advice: WIPEONFORK | KEEPONFORK, .. });
         for range in &ranges {
-            self.dispute(s, range.clone(), wipes);
+            self.dispute(s, range.clone());
         }
-        self.threads[t].wipes = wipes;
         self.threads[t].dispute = ranges;
         vec![Micro::Ask(call), Micro::Agreed]
     }

@@ -71,7 +71,8 @@ pub struct Space {
     /// The thread that a page belongs to, so far as the program is concerned.
     pub owner: Vec<Option<usize>>,
     pub expect: Vec<Expect>,
-    /// The fork raced with a call that says whether the page is wiped on fork: what its own children find is open.
+    /// The fork raced with a call that changes the page, and perhaps whether it is wiped on fork: what its own
+    /// children find is open.
     pub unsure: Vec<bool>,
     /// Grown over by an mremap that nobody was told of, and not touched since.
     pub grown: Vec<bool>,
@@ -231,8 +232,6 @@ pub struct Thread {
     pub result: Option<i64>,
     /// Ranges of a call under way whose contents a fork at the same time cannot rely on.
     pub dispute: Vec<Range<usize>>,
-    /// The call in dispute says what a fork wipes.
-    pub wipes: bool,
     pub greets: Option<usize>,
     pub more: Vec<Vec<Op>>,
 }
@@ -251,7 +250,6 @@ impl Thread {
             until: 0,
             result: None,
             dispute: Vec::new(),
-            wipes: false,
             greets: None,
             more: Vec::new(),
         }

@@ -35,6 +35,7 @@ macro_rules! rules_that_bite {
 
 rules_that_bite! {
     window = "window";
+    faults_wait = "faults-wait";
     unmap_marks = "unmap-marks";
     remap_proves_source = "remap-proves-source";
     newest_arrival_wins = "newest-arrival-wins";
