@@ -316,6 +316,14 @@ impl AddressSpace {
         window.unmapped.remove(target.clone());
         // With one thread events come in order: what it unmapped and then grew over, of which nobody told, is dead.
         let in_order = !granted && self.sole_thread;
+        if doubtful && self.table.iter(source.clone()).any(|(_, entry)| entry.dead && !entry.arrived) {
+            // Unmapped, and alive after all, or grown over since: nobody has told.
+            let why = format!(
+                "an mremap of {from:#x} (+{len:#x}) moves what was unmapped, and no gate orders them"
+            );
+            self.stop(why);
+            return;
+        }
         if in_order || !self.rules.remap_proves_source {
             let sure = |entry: &Entry| entry.dead && !(in_order && entry.arrived);
             let dead = self.table.iter(source.clone()).filter(|(_, entry)| sure(entry)).map(|(addr, _)| addr);
