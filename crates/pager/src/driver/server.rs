@@ -216,7 +216,7 @@ impl Server {
                 self.space.input(Input::Fork(key));
             }
             Message::Remap { from, to, len } => {
-                if !self.shared.gated {
+                if self.space.granted().is_none() {
                     self.space.set_sole_thread(self.sole_thread());
                 }
                 self.space.input(Input::Remap { from, to, len });
