@@ -276,7 +276,10 @@ impl World<'_> {
             Command::ProbePage(_) if changing => Answer::Changing,
             Command::ProbePage(at) => match self.spaces[s].mem.vma[page(at)] {
                 Some(vma) if vma.registered => Answer::Done,
-                _ => Answer::Refused,
+                _ => {
+                    self.spaces[s].pager.until = self.delay(2);
+                    Answer::Refused
+                }
             },
             Command::Copy { addr: at, slots, .. } => {
                 let mut contents = Vec::with_capacity(slots.len());
@@ -301,6 +304,8 @@ impl World<'_> {
             ),
             Command::Register(range) => {
                 let range = pages(&range);
+                // Not guarded: what is registered may be gone again when the pager goes on.
+                self.spaces[s].pager.until = self.delay(3);
                 if self.spaces[s].mem.is_free(&range) {
                     Answer::Refused
                 } else {
