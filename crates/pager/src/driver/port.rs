@@ -16,6 +16,7 @@ use vswap_sys::uffd::{Message, Partial, RegisterMode, Uffd};
 use vswap_wire as wire;
 
 use super::pins::Pins;
+use super::settle::sleeps_in_madvise;
 use super::shared::Shared;
 use super::tenant::{Agent, Tenant};
 use super::wiped::wiped_on_fork;
@@ -44,6 +45,8 @@ pub struct Port {
     pub agent_tid: u32,
     pub beacon: u64,
     pub last_source: LastSource,
+    /// The page that the agent itself waits for.
+    agent_waits: Option<u64>,
     /// Messages read while an agent waited for us; only faults, to be handed to the protocol afterwards.
     pub stashed: Vec<Message>,
     /// The program has used MADV_WIPEONFORK.
@@ -72,6 +75,7 @@ impl Port {
             agent_tid: 0,
             beacon,
             last_source: None,
+            agent_waits: None,
             stashed: Vec::new(),
             may_wipe: false,
             stack_top: None,
@@ -116,7 +120,9 @@ impl Port {
                 Ok(()) => Answer::Done,
                 Err(libc::EAGAIN) => Answer::Changing,
                 Err(libc::ESRCH) => Answer::Gone,
-                Err(_) => Answer::Refused,
+                Err(libc::ENOENT) => Answer::Refused,
+                // Nothing is known: ask again.
+                Err(_) => Answer::Changing,
             },
             Command::Copy { addr, slots, .. } => self.copy(addr, &slots),
             Command::Zero { addr, pages, fault } => self.zero(addr, pages, fault.write),
@@ -390,9 +396,21 @@ impl Port {
 
     /// Serves the agent's own fault, if that is what it waits for.
     fn answer_agent(&mut self) {
+        if let Some(addr) = self.agent_waits {
+            let refused = self.uffd.zeropage(addr..addr + PAGE, false);
+            if !matches!(refused, Err(Partial { errno: libc::EAGAIN, .. })) {
+                self.agent_waits = None;
+            }
+            return;
+        }
+        // A stopped or a busy machine makes an agent late, too; then nothing may be read.
+        if !sleeps_in_madvise(self.tenant.pid.load(Relaxed), self.agent_tid) {
+            return;
+        }
         match self.uffd.read_message() {
             Ok(Some(Message::Fault { addr, tid, .. })) if tid == self.agent_tid => {
-                let _ = self.uffd.zeropage(addr & !(PAGE - 1)..(addr & !(PAGE - 1)) + PAGE, false);
+                self.agent_waits = Some(addr & !(PAGE - 1));
+                self.answer_agent();
             }
             Ok(Some(fault @ Message::Fault { .. })) => self.stashed.push(fault),
             Ok(Some(event)) => {

@@ -62,6 +62,12 @@ impl Settler {
     }
 }
 
+/// Whether a thread sleeps inside madvise.
+pub fn sleeps_in_madvise(pid: u32, tid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall"))
+        .is_ok_and(|text| text.split_ascii_whitespace().next() == Some(MADVISE))
+}
+
 fn may_be_inside(pid: u32, tid: u32) -> bool {
     match std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")) {
         Ok(text) => {
