@@ -9,7 +9,7 @@ use crate::programs::{self, PROGRAMS, Program, Scale, Setting};
 use crate::workspace;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// One step: a cargo command, or the real programs.
 struct Step {
@@ -92,7 +92,15 @@ fn steps() -> Vec<Step> {
             600,
         ),
         memory_step(),
+        step("simulator, the day's seeds", &simulator(), &[], 120),
     ]
+}
+
+/// Ten thousand seeds of the simulator that no day before has run; the known ones are among the tests.
+fn simulator() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let first = now.as_secs() / 86_400 * 10_000;
+    format!("cargo xtask sim --seed {first} --seeds 10000")
 }
 
 /// Sums of the test harness's closing lines.
