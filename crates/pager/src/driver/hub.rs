@@ -66,6 +66,8 @@ struct Hub {
     secret: [u8; 16],
     root: u32,
     guardian: u32,
+    /// Readable once the program has ended; without it the next tick notices.
+    root_end: Option<OwnedFd>,
     root_ended: bool,
     allow_unpaged: bool,
     /// Connected, not yet introduced.
@@ -111,6 +113,7 @@ impl Hub {
             secret: session.secret,
             root: session.root,
             guardian: session.guardian,
+            root_end: process::pidfd_open(session.root).ok(),
             root_ended: false,
             allow_unpaged: config.allow_unpaged,
             strangers: Vec::new(),
@@ -166,6 +169,9 @@ impl Hub {
             vec![(self.listener.as_fd(), Events::IN), (self.shared.hub_bell().as_fd(), Events::IN)];
         wanted.extend(strangers.iter().map(|conn| (conn.as_fd(), Events::IN)));
         wanted.extend(idle.iter().map(|(_, conn)| (conn.as_fd(), Events::IN)));
+        if !self.root_ended {
+            wanted.extend(self.root_end.iter().map(|root| (root.as_fd(), Events::IN)));
+        }
         let ready: Vec<bool> =
             poll(&wanted, Some(TICK)).unwrap_or_default().iter().map(|events| !events.is_empty()).collect();
         drop(wanted);
