@@ -17,6 +17,7 @@ use vswap_sys::seccomp::Gate;
 use super::server::Server;
 use super::shared::Shared;
 use super::tenant::Tenant;
+use crate::proto::BATCH_PAGES;
 use crate::{Backing, Limit, Unpaged};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -63,6 +64,8 @@ pub struct Governor {
     shared: Arc<Shared>,
     gate: Option<Arc<Gate>>,
     limit: Limit,
+    /// There is a tier below the pool: its being full is an error, not a choice of the user's.
+    spills: bool,
     peaks: Arc<Mutex<Peaks>>,
     guardian: u32,
     files: HashMap<u32, MemFile>,
@@ -85,6 +88,7 @@ impl Governor {
         shared: Arc<Shared>,
         gate: Option<Arc<Gate>>,
         limit: Limit,
+        spills: bool,
         guardian: u32,
         peaks: Arc<Mutex<Peaks>>,
     ) -> std::io::Result<Self> {
@@ -96,6 +100,7 @@ impl Governor {
             shared,
             gate,
             limit,
+            spills,
             peaks,
             guardian,
             files: HashMap::new(),
@@ -286,12 +291,19 @@ impl Governor {
         }
         let hold = self.progress_at.elapsed() < NO_PROGRESS;
         let held = self.shared.may_hold.swap(hold, Relaxed);
-        if held && !hold && room < 0 {
-            self.shared.warn(if self.shared.stuck.load(Relaxed) {
-                "the pool and the spill space are full: pages stayed resident over the limit".into()
-            } else {
-                "nothing more could be evicted: pages stayed resident over the limit".into()
-            });
+        let full = self.shared.stuck.load(Relaxed)
+            && self.shared.space.free_frames() < BATCH_PAGES as usize
+            && room < 0;
+        if full && self.spills && !hold {
+            self.shared.fail(
+                "the pool and the spill file are full: give it more with --swap-max or --memory, or free space in \
+                 --swap-dir"
+                    .into(),
+            );
+        } else if full {
+            self.shared.warn("the pool is full: pages stay resident over the limit".into());
+        } else if held && !hold && room < 0 {
+            self.shared.warn("nothing more could be evicted: pages stay resident over the limit".into());
         }
         if room > 0 || !hold {
             for tenant in self.shared.all_tenants() {

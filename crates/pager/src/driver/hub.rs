@@ -98,7 +98,8 @@ impl Hub {
                 GateKeeper { shared: shared.clone(), gate: gate.clone(), threads: Default::default() };
             thread("gate", Box::new(|| keeper.run()))?;
         }
-        let governor = Governor::new(shared.clone(), gate, config.limit, session.guardian, peaks.clone())?;
+        let governor =
+            Governor::new(shared.clone(), gate, config.limit, spills, session.guardian, peaks.clone())?;
         thread("governor", Box::new(|| governor.run()))?;
         let worker_shared = shared.clone();
         thread("compress", Box::new(move || worker::compress(worker_shared, frames / 2)))?;
