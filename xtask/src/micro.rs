@@ -11,6 +11,10 @@ use std::process::Stdio;
 const CRATES: [(&str, &str); 3] =
     [("core", "vswap-core"), ("tiers", "vswap-tiers"), ("pager", "vswap-pager")];
 
+/// Makes what the next ones are run on.
+const IMAGES: &str = "page_images";
+const ON_IMAGES: [&str; 2] = ["compressors", "pool_costs"];
+
 /// Runs them all, one after the other.
 pub(crate) fn run_all() -> Result<Value, String> {
     let mut results = serde_json::Map::new();
@@ -24,17 +28,35 @@ pub(crate) fn run_all() -> Result<Value, String> {
             .filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned()))
             .collect();
         names.sort();
-        for name in names {
+        let images = if names.iter().any(|name| name == IMAGES) { page_images(package)? } else { Vec::new() };
+        for name in names.iter().filter(|name| *name != IMAGES) {
             println!("{package}, {name}:");
-            results.insert(format!("{package}/{name}"), run(package, &name)?);
+            let pages: &[String] = if ON_IMAGES.contains(&name.as_str()) { &images } else { &[] };
+            results.insert(format!("{package}/{name}"), run(package, name, pages)?);
         }
     }
     Ok(Value::Object(results))
 }
 
-fn run(package: &str, name: &str) -> Result<Value, String> {
+/// Memory images of real programs, made afresh: what compressors are compared on.
+fn page_images(package: &str) -> Result<Vec<String>, String> {
+    let dir = workspace::scratch()?.join("pages");
+    std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    run(package, IMAGES, &[dir.to_string_lossy().into_owned()])?;
+    let files = std::fs::read_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let mut pages: Vec<String> = files
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "pages"))
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect();
+    pages.sort();
+    Ok(pages)
+}
+
+fn run(package: &str, name: &str, args: &[String]) -> Result<Value, String> {
     let output = workspace::cargo()
-        .args(["run", "--release", "--quiet", "--package", package, "--example", name])
+        .args(["run", "--release", "--quiet", "--package", package, "--example", name, "--"])
+        .args(args)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
