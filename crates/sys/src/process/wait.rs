@@ -10,14 +10,20 @@ use rustix::process::{PidfdFlags, Resource, Rlimit, WaitOptions};
 use super::{pid as checked, signals};
 use crate::errno::check;
 
-/// Takes the status of one child that has ended, without waiting: its id and status, or `None` if none has ended.
+/// Takes the status of one child of this thread that has ended, without waiting: its id and status, or `None` if
+/// none has ended. Orphans that a subreaper inherits are children of its main thread. What other threads trace is
+/// theirs to wait for: taking such a stop away would swallow the signal behind it.
 ///
 /// # Errors
 ///
-/// `ECHILD`: there are no children at all.
+/// `ECHILD`: this thread has no children at all.
 pub fn reap() -> io::Result<Option<(u32, ExitStatus)>> {
-    let ended = rustix::process::wait(WaitOptions::NOHANG)?;
-    Ok(ended.map(|(pid, status)| (pid.as_raw_nonzero().get() as u32, ExitStatus::from_raw(status.as_raw()))))
+    let mut status = 0;
+    // SAFETY: `status` is live for the call.
+    let ended =
+        check(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::__WNOTHREAD) }.into())
+            .map_err(io::Error::from_raw_os_error)?;
+    Ok((ended != 0).then(|| (ended as u32, ExitStatus::from_raw(status))))
 }
 
 /// Waits until the child `pid` has ended.
