@@ -4,6 +4,8 @@
 //! [`Answer`]; what concerns slots and children comes out as [`Effect`]s. Nothing here knows a descriptor, a process
 //! or a page's bytes, so that a simulated kernel can stand in for the real one.
 
+mod close;
+mod fork;
 mod marks;
 mod message;
 mod ranges;
@@ -15,6 +17,7 @@ mod sweep;
 mod table;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub use message::{Answer, Call, ChildKey, Command, Effect, Fault, Input, Mapping, Mremap, Stop, Ticket};
 pub use ranges::RangeSet;

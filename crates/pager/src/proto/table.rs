@@ -7,7 +7,7 @@
 //! └────┴─────────┴───────────┴────────┴───────────────┘
 //! ```
 //!
-//! `dead` and `arrived` live only while a window of mapping changes is open (see `space.rs`). Words come in chunks of
+//! `dead` and `arrived` live only while a window of mapping changes is open (see `window.rs`). Words come in chunks of
 //! 512 pages, made when the first page of a chunk is evicted and dropped with the last one, so that an evicted page
 //! costs 8 bytes and a little, and nothing is paid for address space.
 

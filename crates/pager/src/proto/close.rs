@@ -1,0 +1,88 @@
+//! The close of a window: at a quiet moment marked slots die, and a probe decides about arrivals.
+
+use super::message::{Answer, Effect};
+use super::space::{AddressSpace, Job, PAGE};
+use super::table::Entry;
+
+impl AddressSpace {
+    pub(super) fn quieted(&mut self, answer: Answer) {
+        if answer != Answer::Done {
+            self.open();
+            return;
+        }
+        let Some(window) = &self.window else { return };
+        let (unmapped, arrived) = (window.unmapped.clone(), window.arrived.clone());
+        let (mut doubts, mut dead) = (Vec::new(), Vec::new());
+        for range in unmapped.iter() {
+            for (addr, entry) in self.table.iter(range) {
+                match entry {
+                    Entry { dead: true, arrived: true, .. } => doubts.push(addr),
+                    Entry { dead: true, .. } => dead.push(addr),
+                    _ => {}
+                }
+            }
+        }
+        for addr in dead {
+            self.drop_slots(addr..addr + PAGE);
+        }
+        for range in unmapped.iter() {
+            for gone in arrived.gaps(&range) {
+                self.owed.remove(gone.clone());
+                self.wiped.remove(gone);
+            }
+        }
+        if !self.rules.close_probes_arrivals {
+            doubts.clear();
+        }
+        self.counters.probed += doubts.len() as u64;
+        self.settle(doubts);
+    }
+
+    pub(super) fn decided(&mut self, mut doubts: Vec<u64>, answer: Answer) {
+        let Some(addr) = doubts.pop() else { return };
+        match answer {
+            Answer::Done => {
+                if let Some(entry) = self.table.get(addr) {
+                    self.table.insert(addr, Entry { dead: false, ..entry });
+                }
+                self.registered.insert(addr..addr + PAGE);
+            }
+            Answer::Refused => {
+                self.drop_slots(addr..addr + PAGE);
+                self.owed.remove(addr..addr + PAGE);
+                self.wiped.remove(addr..addr + PAGE);
+            }
+            _ => {
+                self.open();
+                return;
+            }
+        }
+        self.settle(doubts);
+    }
+
+    /// Closes the window unless arrivals are in doubt.
+    pub(super) fn settle(&mut self, doubts: Vec<u64>) {
+        if !doubts.is_empty() {
+            self.job = Job::Deciding(doubts);
+            return;
+        }
+        if !self.rules.fork_in_place {
+            let children = self.window.as_ref().map_or(Vec::new(), |window| window.children.clone());
+            for key in children {
+                self.cloned(key);
+            }
+        }
+        let Some(window) = self.window.take() else { return };
+        for range in window.arrived.iter() {
+            for addr in self.table.addrs(range) {
+                if let Some(entry) = self.table.get(addr) {
+                    self.table.insert(addr, Entry { arrived: false, ..entry });
+                }
+            }
+        }
+        self.counters.windows += 1;
+        if !window.children.is_empty() {
+            self.effects.push_back(Effect::Closed(window.children));
+        }
+    }
+}

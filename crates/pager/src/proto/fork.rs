@@ -1,0 +1,67 @@
+//! FORK: the child's state as it follows from the parent's at that place of the window.
+
+use super::message::{ChildKey, Effect};
+use super::space::{AddressSpace, PAGE};
+use super::table::Entry;
+use super::window::Window;
+
+impl AddressSpace {
+    pub(super) fn fork(&mut self, key: ChildKey) {
+        self.counters.forks += 1;
+        self.open().children.push(key);
+        if self.rules.fork_in_place {
+            self.cloned(key);
+        }
+    }
+
+    /// The child's state, as it follows from the window so far.
+    pub(super) fn cloned(&mut self, key: ChildKey) {
+        let window = self.window.as_ref().cloned().unwrap_or_default();
+        let mut table = self.table.clone();
+        let beside = self.granted.is_some() || !window.arrived.is_empty() || !self.gated;
+        let mut arrived = window.arrived;
+        for range in window.unmapped.iter() {
+            // Delivered before the fork, but perhaps made after it: the child's own pages tell.
+            arrived.insert(range.clone());
+            for addr in table.addrs(range) {
+                if !self.rules.fork_marked {
+                    table.remove(addr);
+                }
+                if let Some(entry) = table.get(addr) {
+                    table.insert(addr, Entry { arrived: true, ..entry });
+                }
+            }
+        }
+        // A fork beside an mremap: nobody knows which of the two the child has seen. The pages that the call touches
+        // are of interest only to a program that races; but where one is resident, it is right and the slot is not.
+        if beside {
+            for addr in table.addrs(0..!(PAGE - 1)) {
+                if let Some(entry) = table.get(addr) {
+                    table.insert(addr, Entry { inherited: true, ..entry });
+                }
+            }
+        }
+        for range in self.wiped.iter().filter(|_| self.rules.wipe) {
+            for addr in table.addrs(range) {
+                table.remove(addr);
+            }
+        }
+        let slots: Vec<_> = table.all().map(|(_, entry)| entry.slot).collect();
+        let child = Self {
+            table,
+            registered: self.registered.clone(),
+            inherited: self.registered.clone(),
+            owed: self.owed.clone(),
+            wiped: self.wiped.clone(),
+            window: Some(Window { unmapped: window.unmapped, arrived, ..Window::default() }),
+            parent_open: true,
+            gated: self.gated,
+            rules: self.rules,
+            ..Self::default()
+        };
+        if !slots.is_empty() {
+            self.effects.push_back(Effect::Dup(slots));
+        }
+        self.effects.push_back(Effect::Forked(key, Box::new(child)));
+    }
+}

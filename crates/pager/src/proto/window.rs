@@ -1,0 +1,175 @@
+//! The window: mapping changes that were read and not yet settled.
+//!
+//! # The rule that keeps it sound
+//!
+//! The kernel counts every change of registered mappings from inside the lock that makes the change until the thread
+//! that made it has woken from its event, and refuses guarded commands (copy, zeropage, write-protect, move) while
+//! the count is not zero. So a guarded command that succeeds proves that every event of every change so far has been
+//! read: the moment is *quiet*. It does not prove in which order the changes were made. Between two quiet moments
+//! events therefore collect in one *window*, and their meaning is settled when it closes:
+//!
+//! 1. while a window is open nothing is installed, evicted or registered; faults wait;
+//! 2. UNMAP only marks slots dead; REMAP moves the newest slots whatever their mark, and what arrives replaces what
+//!    was there; mremap growth is an arrival of zeros. mremaps are granted one at a time, so each page has one newest
+//!    arrival;
+//! 3. REMOVE comes before its zap: slots go at once, and resident pages of the range are *owed*: not evicted until
+//!    we installed the page ourselves or it was unmapped;
+//! 4. FORK takes the table as it is at that place of the window, without what is wiped on fork; the child's faults
+//!    wait until the window closes;
+//! 5. the window closes at a quiet moment: marked slots die, except arrivals, where a probe of the page tells.
+//!
+//! Here is what each change does to an open window; `fork.rs` has FORK, `close.rs` the close.
+
+use std::ops::Range;
+
+use super::message::{Call, ChildKey, Ticket};
+use super::ranges::RangeSet;
+use super::space::{AddressSpace, PAGE};
+use super::table::Entry;
+
+#[derive(Clone, Default)]
+pub(super) struct Window {
+    /// UNMAPs read in this window.
+    pub(super) unmapped: RangeSet,
+    /// What mremaps of this window brought.
+    pub(super) arrived: RangeSet,
+    /// Both ends of mremaps that no grant of ours covers.
+    pub(super) ungranted: RangeSet,
+    /// Children forked in this window.
+    pub(super) children: Vec<ChildKey>,
+    /// Nothing was left to read since the last event.
+    pub(super) drained: bool,
+}
+
+impl AddressSpace {
+    /// The window, opened if it was not; what was read must be drained again.
+    pub(super) fn open(&mut self) -> &mut Window {
+        let window = self.window.get_or_insert_with(Window::default);
+        window.drained = false;
+        window
+    }
+
+    pub(super) fn unmap(&mut self, range: Range<u64>) {
+        let window = self.open();
+        window.unmapped.insert(range.clone());
+        self.registered.remove(range.clone());
+        if !self.rules.unmap_marks {
+            self.drop_slots(range);
+            return;
+        }
+        for addr in self.table.addrs(range) {
+            if let Some(entry) = self.table.get(addr) {
+                self.table.insert(addr, Entry { dead: true, ..entry });
+            }
+        }
+    }
+
+    pub(super) fn discard(&mut self, range: Range<u64>) {
+        self.open();
+        self.settling.remove(range.clone());
+        self.drop_slots(range.clone());
+        if self.rules.owed {
+            self.owed.insert(range);
+        }
+    }
+
+    pub(super) fn remap(&mut self, from: u64, to: u64, len: u64) {
+        let granted = self.gated && self.granted.is_some();
+        let (source, target) = (from..from + len, to..to + len);
+        let doubtful = !granted && !self.sole_thread && self.rules.touching_stop;
+        let window = self.open();
+        if !granted {
+            if doubtful && (window.ungranted.intersects(&source) || window.ungranted.intersects(&target)) {
+                let why = format!(
+                    "two mremaps of one window touch {from:#x} or {to:#x} (+{len:#x}) and no gate orders them"
+                );
+                self.stop(why);
+                return;
+            }
+            window.ungranted.insert(source.clone());
+            window.ungranted.insert(target.clone());
+        }
+        window.arrived.remove(source.clone());
+        window.arrived.insert(target.clone());
+        window.unmapped.remove(target.clone());
+        // With one thread events come in order: what it unmapped and then grew over, of which nobody told, is dead.
+        let in_order = !granted && self.sole_thread;
+        if doubtful && self.table.iter(source.clone()).any(|(_, entry)| entry.dead && !entry.arrived) {
+            // Unmapped, and alive after all, or grown over since: nobody has told.
+            let why = format!(
+                "an mremap of {from:#x} (+{len:#x}) moves what was unmapped, and no gate orders them"
+            );
+            self.stop(why);
+            return;
+        }
+        if in_order || !self.rules.remap_proves_source {
+            let sure = |entry: &Entry| entry.dead && !(in_order && entry.arrived);
+            let dead = self.table.iter(source.clone()).filter(|(_, entry)| sure(entry)).map(|(addr, _)| addr);
+            for addr in dead.collect::<Vec<_>>() {
+                self.drop_slots(addr..addr + PAGE);
+            }
+        }
+        if self.rules.newest_arrival_wins {
+            self.drop_slots(target.clone());
+        } else {
+            for addr in self.table.addrs(target.clone()) {
+                self.drop_slots(addr - to + from..addr - to + from + PAGE);
+            }
+        }
+        for addr in self.table.addrs(source.clone()) {
+            if let Some(entry) = self.table.remove(addr) {
+                self.table.insert(addr - from + to, Entry { dead: false, arrived: true, ..entry });
+            }
+        }
+        if self.rules.owed_carried {
+            self.owed.shift(from, to, len);
+            self.settling.shift(from, to, len);
+        } else {
+            self.owed.remove(source.clone());
+            self.owed.remove(target.clone());
+        }
+        // The source keeps its mark: with DONTUNMAP it lives on as it was; else its UNMAP takes the mark away.
+        let wiped: Vec<_> = self.wiped.overlaps(&source).collect();
+        self.wiped.remove(target.clone());
+        for part in wiped {
+            self.wiped.insert(part.start - from + to..part.end - from + to);
+        }
+        self.registered.remove(source);
+        self.registered.insert(target);
+    }
+
+    pub(super) fn wiped_on_fork(&mut self, range: Range<u64>, parts: Vec<Range<u64>>) {
+        self.wiped.remove(range);
+        for part in parts {
+            self.wiped.insert(part);
+        }
+    }
+
+    pub(super) fn returned(&mut self, ticket: Ticket, result: i64) {
+        let Some((granted, call)) = self.granted.take() else { return };
+        debug_assert_eq!(granted, ticket, "one call at a time");
+        self.open();
+        let (Ok(to), Call::Mremap(call)) = (u64::try_from(result), call) else { return };
+        let (old_end, new_end) = (to + round_up(call.old_len), to + round_up(call.new_len));
+        if new_end <= old_end || !self.rules.growth {
+            return;
+        }
+        let registered = self.registered.contains(to);
+        self.drop_slots(old_end..new_end);
+        self.owed.remove(old_end..new_end);
+        if registered {
+            self.registered.insert(old_end..new_end);
+        }
+        self.wiped.remove(old_end..new_end);
+        if self.wiped.contains(to) {
+            self.wiped.insert(old_end..new_end);
+        }
+        if let Some(window) = &mut self.window {
+            window.unmapped.remove(old_end..new_end);
+        }
+    }
+}
+
+fn round_up(len: u64) -> u64 {
+    len.div_ceil(PAGE) * PAGE
+}
