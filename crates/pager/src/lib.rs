@@ -8,12 +8,14 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod control;
 mod driver;
 pub mod proto;
 mod summary;
 
 pub use config::{Config, Limit, Spill};
-pub use driver::{AutoLimit, Session, auto_limit, serve};
+pub use control::{Memory, Process, Recent, Reclaimed, Reply, Request, Status};
+pub use driver::{AutoLimit, Identity, Session, auto_limit, serve};
 pub use summary::{Backing, Faults, Summary, Timed, Unpaged};
 
 /// The promise of the program's memory cannot be kept; the tree was ended.

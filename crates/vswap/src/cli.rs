@@ -24,6 +24,7 @@ Examples:
   vswap run -- python3 job.py            in the memory that is there
   vswap run -m 60% -- python3 job.py     in 60 % of the machine's memory
   vswap run -m 2G --json run.json make   in 2 GiB, with the figures in a file
+  vswap status                           where time and memory go meanwhile
   vswap doctor                           what works here; how to allow the rest
 
 `vswap help run` has the rest.";
@@ -61,6 +62,33 @@ Signals:
 Nesting:
   Inside of another `vswap run` CMD joins the outer one, and vswap says so.";
 
+const STATUS_AFTER_HELP: &str = "\
+Examples:
+  vswap status                           the run, or a line for each
+  vswap status 4711                      the run that process 4711 is in
+  vswap status --json | jq '.runs[0].memory'
+  watch -n1 vswap status
+
+Inside of a run it shows that run. The words are those of the summary at the
+end of a run; \"cached\" pages have left the program and are not yet compressed.
+
+Exit status:
+  0  something was shown
+  1  nothing runs that you may ask; standard error says why";
+
+const RECLAIM_AFTER_HELP: &str = "\
+Examples:
+  vswap reclaim 500M                     from the only run there is
+  vswap reclaim 2G --pid 4711            from the run that process 4711 is in
+
+The pages that were not used for longest leave first; they come back when they
+are touched. What left takes some memory, compressed, so the total falls by
+less: both are printed. ctrl-C stops it.
+
+Exit status:
+  0  all of SIZE was evicted
+  1  less was, or nothing runs that you may ask; the output says why";
+
 /// The whole command line.
 #[derive(Parser, Debug)]
 #[command(
@@ -91,6 +119,12 @@ pub(crate) enum Command {
         args_override_self = true
     )]
     Run(Run),
+    /// Show where the memory and the time of a running program go
+    #[command(after_help = STATUS_AFTER_HELP)]
+    Status(Status),
+    /// Have a running program give memory back now, whatever its limit
+    #[command(after_help = RECLAIM_AFTER_HELP)]
+    Reclaim(Reclaim),
     /// Check what this machine allows, and say how to allow the rest
     #[command(after_help = "\
 Exit status:
@@ -166,6 +200,28 @@ pub(crate) struct RunOptions {
     /// Run CMD even if vswap cannot page it (a static, 32-bit or set-user-id program); its children may still be paged
     #[arg(long)]
     pub(crate) allow_unpaged: bool,
+}
+
+/// `vswap status`.
+#[derive(Args, Debug)]
+pub(crate) struct Status {
+    /// Any process of the run: CMD, a child of it, or vswap's own [default: all runs of this user]
+    pub(crate) pid: Option<u32>,
+
+    /// For machines: one JSON object, with every run and every process
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `vswap reclaim`.
+#[derive(Args, Debug)]
+pub(crate) struct Reclaim {
+    /// How much: a number and K, M, G or T, or a share of the machine's memory such as 10%
+    pub(crate) size: Size,
+
+    /// Any process of the run [default: the only run of this user]
+    #[arg(long)]
+    pub(crate) pid: Option<u32>,
 }
 
 /// `vswap doctor`.

@@ -4,17 +4,21 @@
 mod agent_image;
 mod cli;
 mod doctor;
+mod figures;
 mod front;
 mod guardian;
 mod launch;
 mod nested;
 mod pager_process;
 mod permission;
+mod reclaim;
 mod report;
 mod run;
 mod rundir;
+mod runs;
 mod size;
 mod spill;
+mod status;
 mod summary;
 mod terminal;
 
@@ -40,6 +44,8 @@ fn main() -> ExitCode {
     };
     ExitCode::from(match cli.command {
         Command::Run(run) => run::run(&run),
+        Command::Status(options) => status::run(&options),
+        Command::Reclaim(options) => reclaim::run(&options),
         Command::Doctor(doctor) => doctor::run(doctor.json),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions};
-use vswap_pager::{Config, Session, Summary, serve};
+use vswap_pager::{Config, Identity, Session, Summary, serve};
 use vswap_sys::front_support;
 use vswap_sys::process::signals::SignalSet;
 use vswap_sys::process::{self, SpawnError, Step};
@@ -33,6 +33,8 @@ const SMALL_STACK: usize = 128 << 10;
 pub(crate) struct Start {
     pub(crate) config: Config,
     pub(crate) program: Program,
+    /// CMD as the user wrote it, for `vswap status`.
+    pub(crate) command: Vec<String>,
     pub(crate) run_dir: RunDir,
     pub(crate) secret: [u8; 16],
     pub(crate) cookie: u64,
@@ -44,8 +46,14 @@ pub(crate) struct Start {
     pub(crate) dispositions: Vec<(i32, bool)>,
 }
 
-/// The pager's whole life. `listener` is taken, never dropped by the guardian, who shares its descriptor.
-pub(crate) fn main(start: &Start, listener: Listener, front: &Arc<Sender>, guardian_pid: u32) -> i32 {
+/// The pager's whole life. `listeners`, the agents' and the control socket's, are taken, never dropped by the guardian, who
+/// shares their descriptors.
+pub(crate) fn main(
+    start: &Start,
+    (listener, control): (Listener, Listener),
+    front: &Arc<Sender>,
+    guardian_pid: u32,
+) -> i32 {
     let told = |message| {
         front.send(&message);
         guardian::TOLD
@@ -60,7 +68,7 @@ pub(crate) fn main(start: &Start, listener: Listener, front: &Arc<Sender>, guard
         Ok(started) => started,
         Err((code, text)) => return told(Message::NotStarted { code, text }),
     };
-    let null = match let_go(start, &listener, front, started.gate.as_ref()) {
+    let null = match let_go(start, [&listener, &control], front, started.gate.as_ref()) {
         Ok(null) => null,
         Err(error) => {
             let _ = process::kill(started.pid, libc::SIGKILL);
@@ -77,8 +85,13 @@ pub(crate) fn main(start: &Start, listener: Listener, front: &Arc<Sender>, guard
         listener,
         gate: started.gate,
         secret: start.secret,
-        root: started.pid,
-        guardian: guardian_pid,
+        control,
+        identity: Identity {
+            command: start.command.clone(),
+            root: started.pid,
+            front: start.front,
+            guardian: guardian_pid,
+        },
     };
     let mut root_ended = |status: i32, summary: &Summary| {
         ended.store(true, Ordering::Release);
@@ -185,11 +198,17 @@ fn c_string(text: OsString) -> CString {
 }
 
 /// Keeps, for this process and the guardian, standard error and what is ours; returns /dev/null.
-fn let_go(start: &Start, listener: &Listener, front: &Sender, gate: Option<&Gate>) -> io::Result<OwnedFd> {
+fn let_go(
+    start: &Start,
+    listeners: [&Listener; 2],
+    front: &Sender,
+    gate: Option<&Gate>,
+) -> io::Result<OwnedFd> {
     let null: OwnedFd = File::options().read(true).write(true).open("/dev/null")?.into();
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
-    let mut keep = vec![null.as_fd(), listener.as_fd(), front.as_fd(), start.run_dir.as_fd()];
+    let mut keep = vec![null.as_fd(), front.as_fd(), start.run_dir.as_fd()];
+    keep.extend(listeners.map(AsFd::as_fd));
     keep.extend(gate.map(AsFd::as_fd));
     front_support::close_all_but(&keep)?;
     // See the guardian: no signal for the user's job may hit us. CMD stays in the job, it has been started already.

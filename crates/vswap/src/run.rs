@@ -115,7 +115,7 @@ fn attempt(run: &cli::Run) -> Result<Outcome, Failure> {
     for warning in &warnings {
         remark(options, warning);
     }
-    let mut outcome = start(program, config, options)?;
+    let mut outcome = start(run, program, config)?;
     warnings.append(&mut outcome.warnings);
     if let Some(summary) = &mut outcome.summary {
         summary.warnings.splice(0..0, warnings);
@@ -169,7 +169,7 @@ fn configure(options: &RunOptions) -> Result<(Config, Vec<String>), Failure> {
 }
 
 /// Starts the guardian, the pager and CMD, and waits.
-fn start(program: Program, config: Config, options: &RunOptions) -> Result<Outcome, Failure> {
+fn start(run: &cli::Run, program: Program, config: Config) -> Result<Outcome, Failure> {
     let io = |what: &'static str| move |error: io::Error| own(format!("{what}: {error}"));
     // Before anything could die: a parent that ignores SIGCHLD has left us unable to wait for children.
     let dispositions = vec![
@@ -189,27 +189,37 @@ fn start(program: Program, config: Config, options: &RunOptions) -> Result<Outco
     let prepared = (|| {
         // Processes of the tree may change their user; the secret in the agent keeps strangers out.
         let listener = Listener::bind(&run_dir.socket(), 0o666)?;
+        let control = Listener::bind(&run_dir.control(), 0o600)?;
         let all: Vec<i32> = (1..=64).collect();
-        Ok((listener, SignalFd::new(&all)?, report::channel()?))
+        Ok(((listener, control), SignalFd::new(&all)?, report::channel()?))
     })();
-    let (listener, signal_fd, (sender, receiver)) = match prepared {
+    let (listeners, signal_fd, (sender, receiver)) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
             run_dir.remove();
             return Err(io("cannot set up")(error));
         }
     };
-    let start =
-        Start { config, program, run_dir, secret, cookie, front: std::process::id(), mask, dispositions };
+    let start = Start {
+        config,
+        program,
+        command: run.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        run_dir,
+        secret,
+        cookie,
+        front: std::process::id(),
+        mask,
+        dispositions,
+    };
     // What moves into the closure leaves this process with it: only the guardian and the pager keep it open.
     let forked = process::fork_with(move || {
         let front = Arc::new(sender);
         let own_pid = std::process::id();
-        let mut listener = Some(listener);
+        let mut listeners = Some(listeners);
         let forked = process::set_child_subreaper().and_then(|()| {
             process::fork_sharing_files(|| {
-                let listener = listener.take().expect("taken once, in the pager's copy of this memory");
-                pager_process::main(&start, listener, &front, own_pid)
+                let listeners = listeners.take().expect("taken once, in the pager's copy of this memory");
+                pager_process::main(&start, listeners, &front, own_pid)
             })
         });
         match forked {
@@ -228,7 +238,7 @@ fn start(program: Program, config: Config, options: &RunOptions) -> Result<Outco
     })?;
     front::wait(guardian, receiver, &signal_fd, &mut |warnings| {
         for warning in warnings {
-            remark(options, warning);
+            remark(&run.options, warning);
         }
     })
     .map_err(io("cannot wait for the program"))

@@ -1,11 +1,12 @@
 //! The run directory: where the agent's file and the pager's socket are while a tree runs.
 //!
 //! `vswap-<uid>-<pid>-<random>` in the first directory that is writable and lets a file be mapped executable (a `noexec`
-//! mount does not). It holds `agent.so`, the socket `pager` and `lock`. The front makes it, the guardian removes it. If
+//! mount does not). It holds `agent.so`, the sockets `pager` and `control`, and `lock`. The front makes it, the guardian removes it. If
 //! both were killed it stays behind; but its lock went with them, so the next run sees that it is stale and removes it.
 //! Processes of the tree may change their user id and execute more programs: the directory may be entered by all, and
 //! its name is too long to guess.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -19,6 +20,8 @@ use std::time::Duration;
 const SOCKET_PATH_MAX: usize = 107;
 /// A directory without a lock this long after it was made is nobody's: its maker takes far less.
 const UNLOCKED_AGE: Duration = Duration::from_secs(60);
+/// The control socket's name.
+pub(crate) const CONTROL: &str = "control";
 /// Length of the random part: 60 bits.
 const RANDOM: usize = 12;
 
@@ -134,6 +137,11 @@ impl RunDir {
         self.path.join("pager")
     }
 
+    /// The control socket.
+    pub(crate) fn control(&self) -> PathBuf {
+        self.path.join(CONTROL)
+    }
+
     /// Removes the directory and what is in it.
     pub(crate) fn remove(&self) {
         let _ = fs::remove_dir_all(&self.path);
@@ -151,8 +159,16 @@ fn prefix() -> String {
     format!("vswap-{}-", rustix::process::geteuid().as_raw())
 }
 
+/// Whose run directory has this name, if it is one's.
+pub(crate) fn owner(name: &OsStr) -> Option<u32> {
+    let mut parts = name.to_str()?.strip_prefix("vswap-")?.split('-');
+    let (uid, pid, random) = (parts.next()?.parse().ok()?, parts.next()?, parts.next()?);
+    let whole = pid.parse::<u32>().is_ok() && random.len() == RANDOM && parts.next().is_none();
+    whole.then_some(uid)
+}
+
 /// Where it may go, the best first.
-fn candidates() -> Vec<PathBuf> {
+pub(crate) fn candidates() -> Vec<PathBuf> {
     let from = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let dirs = [
         from("XDG_RUNTIME_DIR"),
@@ -179,7 +195,7 @@ fn check_parent(parent: &Path) -> io::Result<()> {
         return Err(io::Error::other("has a space or colon in its name, which LD_PRELOAD cannot hold"));
     }
     let own = prefix().len() + 10 + 1 + RANDOM;
-    if name.len() + 1 + own + "/pager".len() > SOCKET_PATH_MAX {
+    if name.len() + 1 + own + "/control".len() > SOCKET_PATH_MAX {
         return Err(io::Error::other("its name is too long for a socket's path"));
     }
     // Root's trees often go on as another user, who must reach the agent's file.
@@ -328,6 +344,18 @@ mod tests {
         if let Some(dir) = noexec.filter(|dir| check_parent(dir).is_ok()) {
             let text = create(&[&dir]).unwrap_err().to_string();
             assert!(text.contains("noexec") || text.contains("ermission"), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_tell_their_owner() {
+        let parent = Parent::new("owner");
+        let dir = create(&[&parent.0]).unwrap();
+        assert_eq!(owner(dir.path().file_name().unwrap()), Some(rustix::process::geteuid().as_raw()));
+        for name in
+            ["vswap-1-2", "vswap-1-2-abc", "vswap-x-2-abcdefghijkl", "vswap-1-2-abcdefghijkl-x", "1-2-abc"]
+        {
+            assert_eq!(owner(OsStr::new(name)), None, "{name}");
         }
     }
 

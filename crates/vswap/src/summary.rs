@@ -6,15 +6,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Serialize;
 use vswap_pager::{Summary, Timed};
 
+use crate::figures::{count, nanos, printable, seconds, shorten, thousands};
 use crate::size::human;
 
 /// Raised when a field of the JSON changes its meaning or goes; new fields do not raise it.
-const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 /// Unpaged processes and warnings that the text names; the JSON names all.
 const LISTED: usize = 5;
 
@@ -230,20 +230,7 @@ fn write_text(
         human(s.peak_file_bytes),
         thousands(s.spilled)
     )?;
-    writeln!(out, "{}{:<6}{:>14}{:>11}{:>11}", head("Faults"), "", "count", "p50", "p99")?;
-    for (name, timed) in
-        [("soft", s.faults.soft), ("pool", s.faults.pool), ("file", s.faults.file), ("zero", s.faults.zero)]
-    {
-        let Timed { count, p50_ns, p99_ns } = timed;
-        let time = |ns| if count == 0 { "-".into() } else { nanos(ns) };
-        writeln!(out, "{more}{name:<6}{:>14}{:>11}{:>11}", thousands(count), time(p50_ns), time(p99_ns))?;
-    }
-    writeln!(
-        out,
-        "{more}{:<6}{:>14} pages brought in around them",
-        "around",
-        thousands(s.faults.around_pages)
-    )?;
+    faults(out, &head("Faults"), s)?;
     writeln!(
         out,
         "{}{} over all threads, {} of it for memory to come free",
@@ -265,7 +252,32 @@ fn write_text(
     list(out, &head("Warnings"), s.warnings.iter().cloned())
 }
 
-fn list(out: &mut String, head: &str, items: impl ExactSizeIterator<Item = String>) -> fmt::Result {
+/// The table of faults, by what answered them.
+pub(crate) fn faults(out: &mut String, head: &str, s: &Summary) -> fmt::Result {
+    let more = " ".repeat(12);
+    writeln!(out, "{head}{:<6}{:>14}{:>11}{:>11}", "", "count", "p50", "p99")?;
+    for (name, timed) in
+        [("soft", s.faults.soft), ("pool", s.faults.pool), ("file", s.faults.file), ("zero", s.faults.zero)]
+    {
+        let Timed { count, p50_ns, p99_ns } = timed;
+        let time = |ns| if count == 0 { "-".into() } else { nanos(ns) };
+        writeln!(out, "{more}{name:<6}{:>14}{:>11}{:>11}", thousands(count), time(p50_ns), time(p99_ns))?;
+    }
+    writeln!(
+        out,
+        "{more}{:<6}{:>14} pages brought in around them",
+        "around",
+        thousands(s.faults.around_pages)
+    )?;
+    Ok(())
+}
+
+/// Some of the items below one heading.
+pub(crate) fn list(
+    out: &mut String,
+    head: &str,
+    items: impl ExactSizeIterator<Item = String>,
+) -> fmt::Result {
     let rest = items.len().saturating_sub(LISTED);
     let more = " ".repeat(12);
     for (index, item) in items.take(LISTED).enumerate() {
@@ -275,58 +287,6 @@ fn list(out: &mut String, head: &str, items: impl ExactSizeIterator<Item = Strin
         writeln!(out, "{more}and {rest} more (--json names them all)")?;
     }
     Ok(())
-}
-
-/// A command line that fits beside its exit status.
-fn shorten(command: &[OsString]) -> String {
-    const MAX: usize = 60;
-    let text = command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
-    let text = printable(&text);
-    match text.char_indices().nth(MAX) {
-        None => text,
-        Some((at, _)) => format!("{}…", &text[..at]),
-    }
-}
-
-/// Without what would act on a terminal.
-pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-fn count(number: u64, noun: &str) -> String {
-    format!("{} {noun}{}", thousands(number), if number == 1 { "" } else { "s" })
-}
-
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-fn seconds(ms: u64) -> String {
-    match ms {
-        0..1000 => format!("{ms} ms"),
-        1000..100_000 => format!("{:.1} s", ms as f64 / 1e3),
-        _ => {
-            let s = Duration::from_millis(ms).as_secs();
-            format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
-        }
-    }
-}
-
-fn nanos(ns: u64) -> String {
-    match ns {
-        0..1000 => format!("{ns} ns"),
-        1000..100_000 => format!("{:.1} µs", ns as f64 / 1e3),
-        100_000..1_000_000 => format!("{} µs", ns / 1000),
-        _ => format!("{:.1} ms", ns as f64 / 1e6),
-    }
 }
 
 #[cfg(test)]
@@ -386,14 +346,6 @@ mod tests {
     }
 
     #[test]
-    fn long_commands_are_cut() {
-        let long = command(&["sh", "-c", &"é".repeat(100)]);
-        let line = shorten(&long);
-        assert_eq!(line.chars().count(), 61);
-        assert!(line.ends_with('…'));
-    }
-
-    #[test]
     fn json_has_the_promised_keys() {
         let parse = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
         let value = parse(json(&command(&["a", "b"]), Ok(Ending::Exited(0)), Some(&sample())));
@@ -439,18 +391,5 @@ mod tests {
         assert_eq!(Ending::from_wait_status(0x8b), Ending::Killed { signal: 11, core: true });
         assert_eq!(Ending::from_wait_status(0x8b).exit_code(), 139);
         assert_eq!(Ending::Killed { signal: 64, core: false }.exit_code(), 192);
-    }
-
-    #[test]
-    fn figures_for_people() {
-        assert_eq!(thousands(0), "0");
-        assert_eq!(thousands(999), "999");
-        assert_eq!(thousands(1000), "1,000");
-        assert_eq!(thousands(1_234_567), "1,234,567");
-        assert_eq!(seconds(999), "999 ms");
-        assert_eq!(seconds(61_000), "61.0 s");
-        assert_eq!(seconds(3_661_000), "1:01:01");
-        assert_eq!(nanos(999), "999 ns");
-        assert_eq!(nanos(350_000), "350 µs");
     }
 }

@@ -14,6 +14,7 @@ use vswap_core::PAGE_SIZE;
 use vswap_sys::process::{self, MemFile};
 use vswap_sys::seccomp::Gate;
 
+use super::pace::Pace;
 use super::server::Server;
 use super::shared::Shared;
 use super::tenant::Tenant;
@@ -31,6 +32,8 @@ const ALLOCATION_RATE: u64 = 3 << 30;
 const REGISTER_AT: u64 = 4;
 /// Of 10 evicted pages, about so many leave memory for good: the rest stays compressed.
 const YIELD_IN_TEN: u64 = 5;
+/// While somebody waits for pages that he asked for.
+const WISHED_REST: Duration = Duration::from_millis(5);
 const PSS_EVERY: Duration = Duration::from_millis(100);
 const TREE_EVERY: Duration = Duration::from_millis(50);
 const LIMIT_EVERY: Duration = Duration::from_secs(1);
@@ -52,12 +55,27 @@ pub struct Peaks {
     pub ratio: f64,
     pub metadata_per_slot: f64,
     pub file_bytes: u64,
+    /// What the last look found.
+    pub now: Usage,
+    pub pace: Pace,
 }
 
 /// What one look found, in bytes.
-struct Usage {
-    tree: u64,
-    pager: u64,
+#[derive(Clone, Copy, Default)]
+pub struct Usage {
+    /// The tree's anonymous memory.
+    pub tree: u64,
+    /// Ours, the agents' included.
+    pub pager: u64,
+    /// The agents'.
+    pub agents: u64,
+}
+
+impl Usage {
+    /// All that counts against the limit.
+    pub fn total(&self) -> u64 {
+        self.tree + self.pager
+    }
 }
 
 pub struct Governor {
@@ -131,7 +149,7 @@ impl Governor {
     fn look(&mut self) -> Duration {
         let tenants = self.shared.all_tenants();
         let usage = self.measure(&tenants);
-        let total = usage.tree + usage.pager;
+        let total = usage.total();
         if self.limit == Limit::Auto && self.limit_at.elapsed() > LIMIT_EVERY {
             self.limit_at = Instant::now();
             self.limit_now = self.limit.bytes(total);
@@ -154,12 +172,16 @@ impl Governor {
                 }
             }
         }
+        let wished = self.shared.wish.missing(self.shared.meters.evictions.load(Relaxed));
         if room < 2 * headroom as i64 {
             let pages = (5 * headroom as i64 / 2 - room).max(0) as u64 / PAGE * 10 / YIELD_IN_TEN;
-            self.reclaim(&tenants, pages);
+            self.reclaim(&tenants, pages.max(wished));
+        } else if wished > 0 {
+            self.reclaim(&tenants, wished);
         }
         let spare = (room - (limit / REGISTER_AT) as i64).max(0) as u64;
-        Duration::from_micros((spare * 1_000_000 / ALLOCATION_RATE).clamp(1_000, 50_000))
+        let rest = Duration::from_micros((spare * 1_000_000 / ALLOCATION_RATE).clamp(1_000, 50_000));
+        if wished > 0 { rest.min(WISHED_REST) } else { rest }
     }
 
     /// Asks the address spaces for pages, each by its share of resident memory.
@@ -237,7 +259,11 @@ impl Governor {
         self.measure_sharing(tenants, tree);
         let rings: u64 = tenants.iter().map(|t| t.ring_pages.load(Relaxed) + AGENT_PAGES).sum();
         let own = self.own.read().map(|rss| rss.anon_pages).unwrap_or(0);
-        Usage { tree: tree.saturating_sub(self.shared_bytes), pager: (own + rings) * PAGE }
+        Usage {
+            tree: tree.saturating_sub(self.shared_bytes),
+            pager: (own + rings) * PAGE,
+            agents: rings * PAGE,
+        }
     }
 
     /// Pages shared after fork count once: how much the plain sum counts too often.
@@ -317,10 +343,12 @@ impl Governor {
     fn record(&mut self, usage: &Usage, limit: u64) {
         let elapsed = self.looked_at.elapsed();
         self.looked_at = Instant::now();
-        let total = usage.tree + usage.pager;
+        let total = usage.total();
         let evicted = self.shared.meters.evicted_now.load(Relaxed);
         let mut peaks = self.peaks.lock();
         peaks.limit = limit;
+        peaks.now = *usage;
+        peaks.pace.note(&self.shared.meters, self.looked_at);
         peaks.total = peaks.total.max(total);
         peaks.resident = peaks.resident.max(usage.tree);
         peaks.pager = peaks.pager.max(usage.pager);

@@ -18,6 +18,7 @@ use vswap_sys::uffd::{FEATURES, RegisterMode, Uffd};
 use vswap_tiers::{FileTier, Pool};
 use vswap_wire as wire;
 
+use super::control::Control;
 use super::gate::GateKeeper;
 use super::governor::{Governor, Peaks, headroom};
 use super::shared::Shared;
@@ -29,6 +30,19 @@ use crate::{Config, Fatal, Summary, Unpaged};
 const PAGE: u64 = vswap_core::PAGE_SIZE as u64;
 const TICK: Duration = Duration::from_millis(100);
 
+/// Who a run is, for who asks.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// CMD and its arguments.
+    pub command: Vec<String>,
+    /// CMD's process id.
+    pub root: u32,
+    /// The process that the user started.
+    pub front: u32,
+    /// The pager's parent, and the ancestor of everything that is counted.
+    pub guardian: u32,
+}
+
 /// What the front door has set up before the pager starts.
 pub struct Session {
     /// Where agents connect.
@@ -37,10 +51,10 @@ pub struct Session {
     pub gate: Option<Gate>,
     /// What every agent of this run knows.
     pub secret: [u8; 16],
-    /// The program.
-    pub root: u32,
-    /// The guardian: the pager's parent, and the ancestor of everything that is counted.
-    pub guardian: u32,
+    /// Where `vswap status` and its like connect.
+    pub control: Listener,
+    /// Who the run is.
+    pub identity: Identity,
 }
 
 /// Runs the pager until the last paged process of the tree has ended.
@@ -77,6 +91,7 @@ struct Hub {
 impl Hub {
     fn set_up(config: Config, session: Session) -> std::io::Result<Self> {
         system::tune_malloc(2);
+        let identity = session.identity;
         let limit = config.limit.bytes(0);
         let pool_limit = config.pool_max.unwrap_or(limit / 4 * 3);
         let frames = ((headroom(limit) * 4 / PAGE) as usize).max(512);
@@ -99,8 +114,15 @@ impl Hub {
             thread("gate", Box::new(|| keeper.run()))?;
         }
         let governor =
-            Governor::new(shared.clone(), gate, config.limit, spills, session.guardian, peaks.clone())?;
+            Governor::new(shared.clone(), gate, config.limit, spills, identity.guardian, peaks.clone())?;
         thread("governor", Box::new(|| governor.run()))?;
+        let control = Control {
+            shared: shared.clone(),
+            peaks: peaks.clone(),
+            listener: session.control,
+            identity: identity.clone(),
+        };
+        thread("control", Box::new(|| control.run()))?;
         let worker_shared = shared.clone();
         thread("compress", Box::new(move || worker::compress(worker_shared, frames / 2)))?;
         if spills {
@@ -112,9 +134,9 @@ impl Hub {
             peaks,
             listener: session.listener,
             secret: session.secret,
-            root: session.root,
-            guardian: session.guardian,
-            root_end: process::pidfd_open(session.root).ok(),
+            root: identity.root,
+            guardian: identity.guardian,
+            root_end: process::pidfd_open(identity.root).ok(),
             root_ended: false,
             allow_unpaged: config.allow_unpaged,
             strangers: Vec::new(),

@@ -26,6 +26,11 @@ impl Histogram {
         self.buckets[bucket(ns)].fetch_add(1, Relaxed);
     }
 
+    /// How many were counted.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.load(Relaxed)).sum()
+    }
+
     /// Count, median and 99th percentile.
     pub fn timed(&self) -> Timed {
         let counts: Vec<u64> = self.buckets.iter().map(|b| b.load(Relaxed)).collect();
@@ -99,6 +104,13 @@ pub struct Meters {
     pub address_spaces: AtomicU64,
     /// FORK events.
     pub forks: AtomicU64,
+}
+
+impl Meters {
+    /// Faults of all kinds.
+    pub fn faults(&self) -> u64 {
+        [&self.soft, &self.pool, &self.file, &self.zero].iter().map(|kind| kind.count()).sum()
+    }
 }
 
 #[cfg(test)]

@@ -6,24 +6,29 @@
 //! | `serve-PID`, one per address space with something registered | faults, events, eviction | its page table and protocol state |
 //! | gate | receives mremaps | – |
 //! | governor | measures, asks for pages, holds first touches | the figures |
+//! | control | answers on the control socket | its connections |
 //! | compress, spill | swap cache → pool → file | – |
 //!
 //! Nobody holds a lock while waiting for a target.
 
+mod control;
 mod gate;
 mod governor;
 mod hub;
 mod limit;
 mod meter;
+mod pace;
 mod pins;
 mod port;
+mod reclaim;
 mod server;
 mod settle;
 mod shared;
+mod status;
 mod summary;
 mod tenant;
 mod wiped;
 mod worker;
 
-pub use hub::{Session, serve};
+pub use hub::{Identity, Session, serve};
 pub use limit::{AutoLimit, auto_limit};

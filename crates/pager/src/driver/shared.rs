@@ -13,6 +13,7 @@ use vswap_core::{GroupId, VirtualSwap};
 use vswap_sys::poll::EventFd;
 
 use super::meter::Meters;
+use super::reclaim::Wish;
 use super::tenant::Tenant;
 use crate::Unpaged;
 
@@ -32,6 +33,8 @@ pub struct Shared {
     pub may_hold: AtomicBool,
     /// A tier cannot take more: pages stay.
     pub stuck: AtomicBool,
+    /// What somebody asked to be evicted.
+    pub wish: Wish,
     /// mremaps come through the gate.
     pub gated: bool,
     /// When the run began.
@@ -58,6 +61,7 @@ impl Shared {
             room: AtomicI64::new(i64::MAX),
             may_hold: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
+            wish: Wish::default(),
             gated,
             started: Instant::now(),
             unpaged: Mutex::default(),

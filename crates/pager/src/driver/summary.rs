@@ -11,10 +11,15 @@ use crate::{Backing, Faults, Summary};
 /// Notes where pages are, at the moment when most are evicted.
 pub fn at_peak(peaks: &mut Peaks, space: &SpaceUsage, evicted: u64, tables: u64) {
     peaks.backing = backing(space);
-    let live = space.pool.map_or(0, |pool| pool.live_bytes);
-    peaks.ratio = if live == 0 { 0.0 } else { (peaks.backing.pool * PAGE_SIZE as u64) as f64 / live as f64 };
+    peaks.ratio = ratio(space);
     peaks.file_bytes = peaks.file_bytes.max(space.tiers.iter().map(|tier| tier.device_bytes).sum());
     peaks.metadata_per_slot = (space.metadata_bytes + tables) as f64 / evicted.max(1) as f64;
+}
+
+/// Bytes of pages in the pool over their compressed bytes.
+pub fn ratio(space: &SpaceUsage) -> f64 {
+    let live = space.pool.map_or(0, |pool| pool.live_bytes);
+    if live == 0 { 0.0 } else { (space.pooled * PAGE_SIZE as u64) as f64 / live as f64 }
 }
 
 fn backing(space: &SpaceUsage) -> Backing {

@@ -21,12 +21,21 @@ const WASTE_PERCENT: u64 = 15;
 const IDLE: Duration = Duration::from_secs(1);
 const SPILL_IDLE: Duration = Duration::from_millis(20);
 
-/// Compresses: keeps at most `keep` pages in the swap cache.
+/// Compresses: keeps at most `keep` pages in the swap cache, and less if somebody wishes so.
 pub fn compress(shared: Arc<Shared>, keep: usize) {
     loop {
         shared.await_work(IDLE);
-        while shared.space.cached_frames() > keep {
-            let out = shared.space.write_out(ROUND.min(shared.space.cached_frames() - keep));
+        loop {
+            let cached = shared.space.cached_frames();
+            let surplus = cached.saturating_sub(keep).max(shared.wish.to_squeeze().min(cached));
+            if surplus == 0 {
+                if cached == 0 {
+                    shared.wish.squeezed(0);
+                }
+                break;
+            }
+            let out = shared.space.write_out(ROUND.min(surplus));
+            shared.wish.squeezed(out.written);
             shared.meters.spilled.fetch_add(out.tiered as u64, Relaxed);
             shared.stuck.store(out.stuck.is_some(), Relaxed);
             if let Some(StoreError::Io(errno)) = out.stuck {

@@ -24,6 +24,11 @@ pub use wait::{kill, pidfd_open, raise_like, reap, tgkill_check, wait};
 
 use std::io;
 
+/// The user that this process acts as.
+pub fn effective_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// A process id as the kernel takes it. 0 and what does not fit would mean "my group" or "everyone" to some calls.
 fn pid(pid: u32) -> io::Result<rustix::process::Pid> {
     i32::try_from(pid)

@@ -3,6 +3,7 @@
 //! Each test runs the built program with real commands of the system. They need the permission for userfaultfd that
 //! `vswap doctor` asks for, python3, and root for a few; a machine without fails them, it does not skip them.
 
+mod control;
 mod full;
 mod harness;
 mod signals;

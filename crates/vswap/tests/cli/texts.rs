@@ -35,7 +35,7 @@ fn help_teaches() {
     }
     assert!(!text.contains('\x1b'), "colours without a terminal");
     let help = stdout(&output(vswap().arg("--help")));
-    for word in ["run", "doctor", "completions", "man", "Examples:"] {
+    for word in ["run", "status", "reclaim", "doctor", "completions", "man", "Examples:"] {
         assert!(help.contains(word), "{word}\n{help}");
     }
 }

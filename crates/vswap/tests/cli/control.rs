@@ -1,0 +1,290 @@
+//! `vswap status` and `vswap reclaim`: what they say of a run, what they do to it, and that nobody at their socket
+//! can disturb it.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Output, Stdio};
+use std::time::Instant;
+
+use serde_json::Value;
+use vswap_sys::socket::Conn;
+
+use crate::harness::{
+    PATIENCE, Scratch, assert_code, collect, is_dead, is_root, kill, output, parent, stat, stderr, stdout,
+    vswap, within,
+};
+
+/// Fills 64 MiB of checkable pages, says so, waits for a line, and checks them.
+const HOLDER: &str = "
+import random, sys, zlib
+pages = [random.Random(i).randbytes(2048) * 2 for i in range(16384)]
+sums = [zlib.crc32(page) for page in pages]
+print('ready', flush=True)
+sys.stdin.readline()
+print('right' if [zlib.crc32(page) for page in pages] == sums else 'wrong')
+";
+
+/// A run with a run directory of its own, so that tests do not see each other's.
+struct Holder {
+    child: Option<Child>,
+    dir: Scratch,
+    pid: u32,
+}
+
+impl Holder {
+    fn start(program: &str) -> Self {
+        let dir = Scratch::new();
+        let mut command = vswap();
+        command
+            .env("XDG_RUNTIME_DIR", dir.path())
+            .args(["run", "-m", "512M", "--quiet", "python3", "-c", program]);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let mut bytes = [0];
+        while std::io::Read::read(child.stdout.as_mut().unwrap(), &mut bytes).unwrap() == 1
+            && bytes[0] != b'\n'
+        {
+            line.push(char::from(bytes[0]));
+        }
+        assert_eq!(line, "ready");
+        let mut holder = Self { child: Some(child), dir, pid: 0 };
+        holder.pid = holder.status()["pid"].as_u64().unwrap() as u32;
+        holder
+    }
+
+    fn ask(&self, words: &[&str]) -> Output {
+        output(vswap().env("XDG_RUNTIME_DIR", self.dir.path()).args(words))
+    }
+
+    fn front(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Our run's part of `vswap status --json`.
+    fn status(&self) -> Value {
+        let done = self.ask(&["status", "--json", &self.front().to_string()]);
+        assert_code(&done, 0);
+        let all: Value = serde_json::from_slice(&done.stdout).unwrap();
+        assert_eq!(all["runs"].as_array().unwrap().len(), 1);
+        all["runs"][0].clone()
+    }
+
+    fn reclaim(&self, size: &str) -> Output {
+        self.ask(&["reclaim", size, "--pid", &self.pid.to_string()])
+    }
+
+    /// Resident anonymous bytes of CMD, as an outsider sees them.
+    fn resident(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid)).unwrap();
+        let line = text.lines().find(|line| line.starts_with("Anonymous:")).unwrap();
+        line.split_ascii_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+    }
+
+    fn socket(&self) -> PathBuf {
+        let run = fs::read_dir(self.dir.path()).unwrap().next().unwrap().unwrap().path();
+        run.join("control")
+    }
+
+    /// Lets CMD check its pages and end.
+    fn finish(mut self) {
+        let mut child = self.child.take().unwrap();
+        std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"\n").unwrap();
+        let done = collect(child);
+        assert_code(&done, 0);
+        assert_eq!(stdout(&done), "right\n");
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn status_tells_where_memory_is_and_reclaim_moves_it() {
+    let run = Holder::start(HOLDER);
+    let (before, resident) = (run.status(), run.resident());
+    assert_eq!(before["pager"], parent(run.pid));
+    assert!(before["running"] == true && before["failing"].is_null());
+    assert_eq!(before["command"][0], "python3");
+    let figure = |status: &Value, key: &str| status["memory"][key].as_u64().unwrap();
+    assert!(figure(&before, "program").abs_diff(resident) < 4 << 20, "{before} for {resident}");
+    assert_eq!(figure(&before, "limit"), 512 << 20);
+
+    let done = run.reclaim("32M");
+    assert_code(&done, 0);
+    assert!(stdout(&done).starts_with("reclaimed 32.0 MiB"), "{}", stdout(&done));
+    let (after, left) = (run.status(), run.resident());
+    let fell = resident.saturating_sub(left);
+    assert!((30 << 20..40 << 20).contains(&fell), "resident memory fell by {fell}");
+    // Half of each page is a repetition: the rest is what it takes compressed.
+    assert!(figure(&after, "total") + (8 << 20) < figure(&before, "total"), "{after}");
+    assert!(figure(&after, "pool") > 8 << 20, "compressed, not only out of the program: {after}");
+    assert!(after["compression_ratio"].as_f64().unwrap() > 1.5, "{after}");
+    let parts: u64 =
+        ["pool", "frames", "metadata", "agents", "own"].iter().map(|key| figure(&after, key)).sum();
+    assert_eq!(figure(&after, "total"), figure(&after, "program") + figure(&after, "pager"));
+    assert!(parts >= figure(&after, "pager"), "{after}");
+    let process = &after["processes"][0];
+    assert_eq!((process["pid"].as_u64(), process["paged"].as_bool()), (Some(run.pid.into()), Some(true)));
+    assert!(process["evicted_pages"].as_u64().unwrap() * 4096 >= 30 << 20, "{process}");
+    let backing: u64 =
+        after["summary"]["backing"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
+    assert!(backing * 4096 >= 30 << 20, "{after}");
+
+    let text = run.ask(&["status", &run.pid.to_string()]);
+    assert_code(&text, 0);
+    for word in ["python3", "Memory", "Evicted", "in the pool", "p99", "Stalled", &run.pid.to_string()] {
+        assert!(stdout(&text).contains(word), "{word}\n{}", stdout(&text));
+    }
+    run.finish();
+}
+
+#[test]
+fn reclaim_says_when_it_was_less_and_why() {
+    let run = Holder::start(HOLDER);
+    let done = run.reclaim("4G");
+    assert_code(&done, 1);
+    let text = stdout(&done);
+    assert!(text.contains("of 4.00 GiB") && text.contains("not more: "), "{text}");
+    assert!(run.resident() < 32 << 20, "most of it could leave");
+    run.finish();
+}
+
+#[test]
+fn a_stopped_program_can_be_asked_about_and_is_named() {
+    let run = Holder::start(HOLDER);
+    kill(run.pid, "STOP");
+    assert!(within(PATIENCE, || stat(run.pid, 0).as_deref() == Some("T")));
+    assert_eq!(run.status()["processes"][0]["state"], "T");
+    let done = run.reclaim("16M");
+    assert_code(&done, 1);
+    assert!(stdout(&done).contains(&format!("stopped processes cannot be evicted from (pid {})", run.pid)));
+    kill(run.pid, "CONT");
+    run.finish();
+}
+
+#[test]
+fn a_stopped_pager_is_an_error_soon() {
+    let run = Holder::start(HOLDER);
+    let pager = parent(run.pid);
+    kill(pager, "STOP");
+    let done = run.ask(&["status", &run.front().to_string()]);
+    kill(pager, "CONT");
+    assert_code(&done, 1);
+    assert!(stderr(&done).contains("is it stopped?"), "{}", stderr(&done));
+    run.finish();
+}
+
+#[test]
+fn without_a_run_there_is_nothing_to_tell() {
+    let run = Holder::start(HOLDER);
+    // Our own shell is of no run.
+    let own = std::process::id().to_string();
+    for words in
+        [&["status", own.as_str()][..], &["status", "--json", &own], &["reclaim", "1M", "--pid", &own]]
+    {
+        let done = run.ask(words);
+        assert_code(&done, 1);
+        assert!(stderr(&done).contains(&format!("process {own}")), "{}", stderr(&done));
+    }
+    run.finish();
+}
+
+#[test]
+fn a_program_may_ask_about_itself() {
+    let program = "import subprocess, sys, json
+print('ready', flush=True)
+sys.stdin.readline()
+done = subprocess.run([sys.executable and '@', 'status', '--json'], capture_output=True)
+runs = json.loads(done.stdout)['runs']
+print('right' if len(runs) == 1 and runs[0]['command'][0] == 'python3' else (done, runs))";
+    Holder::start(&program.replace('@', env!("CARGO_BIN_EXE_vswap"))).finish();
+}
+
+#[test]
+fn several_runs_are_a_table_and_reclaim_wants_to_know_which() {
+    let (one, other) = (Holder::start(HOLDER), Holder::start(HOLDER));
+    // Both in sight: the second's directory among the parents of the first.
+    let both = |words: &[&str]| {
+        let mut command = vswap();
+        command.env("XDG_RUNTIME_DIR", one.dir.path()).env("TMPDIR", other.dir.path()).args(words);
+        output(&mut command)
+    };
+    let done = both(&["status"]);
+    assert_code(&done, 0);
+    let text = stdout(&done);
+    for word in ["COMMAND", "STALLED", &parent(one.pid).to_string(), &parent(other.pid).to_string()] {
+        assert!(text.contains(word), "{word}\n{text}");
+    }
+    let done = both(&["reclaim", "1M"]);
+    assert_code(&done, 1);
+    assert!(stderr(&done).contains("--pid"), "{}", stderr(&done));
+    one.finish();
+    other.finish();
+}
+
+#[test]
+fn who_connects_and_does_not_read_or_ask_matters_to_nobody() {
+    let run = Holder::start(HOLDER);
+    let socket = run.socket();
+    let mut idle: Vec<Conn> = (0..40).filter_map(|_| Conn::connect(&socket).ok()).collect();
+    for conn in &idle {
+        // Many asked and none read; some talk nonsense; some have been hung up on already.
+        let _ = conn.send(b"\"status\"", &[]);
+        let _ = conn.send(b"{\"reclaim\":{\"bytes\":-1}}", &[]);
+    }
+    idle.extend((0..10).filter_map(|_| Conn::connect(&socket).ok()));
+    assert!(UnixStream::connect(&socket).is_err(), "it is a socket of packets");
+    let begun = Instant::now();
+    assert_eq!(run.status()["pid"], run.pid);
+    assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
+    // A wish whose owner has gone is not fulfilled further.
+    let wish = Conn::connect(&socket).unwrap();
+    wish.send(b"{\"reclaim\":{\"bytes\":1000000000000}}", &[]).unwrap();
+    drop(wish);
+    let nonsense = Conn::connect(&socket).unwrap();
+    nonsense.send(b"{\"reclaim\":\"all\"}", &[]).unwrap();
+    let mut answer = [0; 4096];
+    let (length, _) = nonsense.recv(&mut answer).unwrap();
+    assert!(answer[..length].starts_with(b"{\"refused\":"), "{}", String::from_utf8_lossy(&answer[..length]));
+    assert_code(&run.reclaim("1M"), 0);
+    drop(idle);
+    run.finish();
+}
+
+#[test]
+fn other_users_are_kept_out() {
+    assert!(is_root(), "this test takes root's rights away");
+    let run = Holder::start(HOLDER);
+    let script = format!(
+        "import os, socket
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+os.setgid(65534); os.setuid(65534)
+try:
+    s.connect({:?})
+    print('connected')
+except PermissionError:
+    print('refused')",
+        run.socket().to_str().unwrap()
+    );
+    let done = output(std::process::Command::new("python3").args(["-c", &script]));
+    assert_eq!(stdout(&done), "refused\n", "{}", stderr(&done));
+    run.finish();
+}
+
+#[test]
+fn a_run_that_ends_is_gone_from_sight() {
+    let run = Holder::start(HOLDER);
+    let (front, pager, dir) = (run.front(), parent(run.pid), run.dir.path().to_owned());
+    drop(run);
+    assert!(within(PATIENCE, || is_dead(pager)));
+    let done = output(vswap().env("XDG_RUNTIME_DIR", dir).args(["status", &front.to_string()]));
+    assert_code(&done, 1);
+}
