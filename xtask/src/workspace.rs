@@ -102,6 +102,12 @@ pub(crate) fn torture() -> Result<PathBuf, String> {
     compile("torture", &sources, &inputs)
 }
 
+/// The storm program, built.
+pub(crate) fn storm() -> Result<PathBuf, String> {
+    let source = [program("storm.c")];
+    compile("storm", &source, &source)
+}
+
 /// The counters program, built.
 pub(crate) fn counters() -> Result<PathBuf, String> {
     let source = [program("counters.c")];

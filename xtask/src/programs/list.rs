@@ -206,6 +206,18 @@ pub(crate) static PROGRAMS: &[Program] = &[
         seconds: (400, 200),
     },
     Program {
+        name: "storm",
+        what: "threads only give pages up, without a pause; another walks its memory and verifies it",
+        needs: &[("cc", "gcc")],
+        words: |s| Ok(built(workspace::storm()?, &[s.pick("512", "160"), s.pick("20", "5"), "8"])),
+        sources: || Ok(vec![workspace::storm()?]),
+        compare: Compare::Status,
+        pool: 10,
+        // One walk in order: what comes back is what left first, and that is in the file by then.
+        floor: Floor { evictions: 40, pool: 0, file: 5 },
+        seconds: (400, 200),
+    },
+    Program {
         name: "torture",
         what: "threads change their mappings in every way and check every byte",
         needs: &[("cc", "gcc")],

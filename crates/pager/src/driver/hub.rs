@@ -235,7 +235,14 @@ impl Hub {
             return;
         }
         let mut buffer = wire::buffer();
-        if !matches!(conn.recv(&mut buffer), Ok((length, _)) if length > 0) {
+        let started = match conn.recv(&mut buffer) {
+            Ok((length, _)) if length > 0 => wire::Answer::decode(&buffer[..length]).ok(),
+            _ => None,
+        };
+        let agent = idle.as_mut().and_then(|equipment| equipment.agent.as_mut());
+        if let (Some(wire::Answer::Started { tid }), Some(agent)) = (started, agent) {
+            agent.tid = tid;
+        } else {
             // Nothing of it was ever registered, so nothing of it is missing.
             *idle = None;
             drop(idle);
@@ -271,7 +278,8 @@ impl Hub {
         let uffd = if greeting.token == 0 { fds.next().map(Uffd::from) } else { None };
         let ring = fds.next().ok_or("its agent sent no ring")?;
         let ring = SharedPages::map(ring, greeting.ring_pages as usize).map_err(text)?;
-        let agent = Agent { conn: Arc::new(conn), ring, area: greeting.area, staging: greeting.staging };
+        let agent =
+            Agent { tid: 0, conn: Arc::new(conn), ring, area: greeting.area, staging: greeting.staging };
         let Some(uffd) = uffd else {
             let tenants = self.shared.tenants.lock();
             let Some(child) = tenants.values().find(|tenant| tenant.token == greeting.token) else {

@@ -12,6 +12,7 @@
 //! Nobody holds a lock while waiting for a target.
 
 mod control;
+mod freeze;
 mod gate;
 mod governor;
 mod hub;

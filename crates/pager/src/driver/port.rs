@@ -42,7 +42,6 @@ pub struct Port {
     pub tenant: Arc<Tenant>,
     pub uffd: Uffd,
     pub agent: Option<Agent>,
-    pub agent_tid: u32,
     pub beacon: u64,
     pub last_source: LastSource,
     /// The page that the agent itself waits for.
@@ -72,7 +71,6 @@ impl Port {
             tenant,
             uffd,
             agent: None,
-            agent_tid: 0,
             beacon,
             last_source: None,
             agent_waits: None,
@@ -371,7 +369,7 @@ impl Port {
             }
             let received = agent.conn.recv(&mut buffer);
             match received.map(|(length, _)| wire::Answer::decode(&buffer[..length])) {
-                Ok(Ok(wire::Answer::Started { tid })) => self.agent_tid = tid,
+                Ok(Ok(wire::Answer::Started { tid })) => self.started(tid),
                 Ok(Ok(wire::Answer::Evicted { moved, again, emptied, .. })) => {
                     self.evictable &= emptied;
                     return (moved, again);
@@ -390,6 +388,18 @@ impl Port {
         }
     }
 
+    /// The agent has said which thread it is.
+    pub fn started(&mut self, tid: u32) {
+        if let Some(agent) = &mut self.agent {
+            agent.tid = tid;
+        }
+    }
+
+    /// The agent's thread; 0 if there is none, or it has not said yet.
+    pub fn agent_tid(&self) -> u32 {
+        self.agent.as_ref().map_or(0, |agent| agent.tid)
+    }
+
     fn alive(&self) -> bool {
         self.probe() != Answer::Gone
     }
@@ -404,11 +414,12 @@ impl Port {
             return;
         }
         // A stopped or a busy machine makes an agent late, too; then nothing may be read.
-        if !sleeps_in_madvise(self.tenant.pid.load(Relaxed), self.agent_tid) {
+        let agent_tid = self.agent_tid();
+        if !sleeps_in_madvise(self.tenant.pid.load(Relaxed), agent_tid) {
             return;
         }
         match self.uffd.read_message() {
-            Ok(Some(Message::Fault { addr, tid, .. })) if tid == self.agent_tid => {
+            Ok(Some(Message::Fault { addr, tid, .. })) if tid == agent_tid => {
                 self.agent_waits = Some(addr & !(PAGE - 1));
                 self.answer_agent();
             }

@@ -17,6 +17,7 @@ use vswap_sys::seccomp::{Gate, Notification, Reply};
 use vswap_sys::uffd::{Message, RegisterMode, Uffd};
 use vswap_wire as wire;
 
+use super::freeze::Freezer;
 use super::gate::{GUARD_INSTALL, gated_call, wipes};
 use super::port::Port;
 use super::settle::Settler;
@@ -57,6 +58,7 @@ pub struct Server {
     placed: (u32, u32),
     threads: HashMap<u32, ThreadFile>,
     settler: Settler,
+    freezer: Freezer,
     counted: Counters,
     quiet_tries: u32,
     barren: u32,
@@ -109,6 +111,7 @@ impl Server {
             placed: (0, u32::MAX),
             threads: HashMap::new(),
             settler: Settler::default(),
+            freezer: Freezer::default(),
             counted: Counters::default(),
             quiet_tries: 0,
             barren: 0,
@@ -444,7 +447,7 @@ impl Server {
             }
         } else if self.space.owes()
             && self.tenant.wanted.load(Relaxed) > 0
-            && self.settler.begin(pid, self.port.agent_tid)
+            && self.settler.begin(pid, self.port.agent_tid())
         {
             self.space.input(Input::SettleBegin);
         }
@@ -478,11 +481,22 @@ impl Server {
         self.counted = counters;
     }
 
+    /// A window has waited for one turn more.
+    fn freeze(&mut self) {
+        let pid = self.tenant.pid.load(Relaxed);
+        let agent = self.port.agent_tid();
+        let unknown = self.port.agent.is_some() && agent == 0;
+        if !unknown && self.freezer.waits(pid, agent) {
+            self.shared.meters.freezes.fetch_add(1, Relaxed);
+        }
+    }
+
     /// Waits for something to do.
     fn rest(&mut self) {
         let timeout = if self.space.wants_quiet() || self.beacon_waits {
             // The thread that holds the count has to run: give way, then sleep a little, never spin.
             self.quiet_tries += 1;
+            self.freeze();
             if self.quiet_tries <= 4 {
                 std::thread::yield_now();
                 Some(Duration::ZERO)
@@ -491,6 +505,7 @@ impl Server {
             }
         } else {
             self.quiet_tries = 0;
+            self.freezer.quiet();
             if self.tenant.wanted.load(Relaxed) > 0 && self.port.can_evict() {
                 Some(Duration::ZERO)
             } else if self.space.held_faults() > 0 {
@@ -541,7 +556,7 @@ impl Server {
             _ => None,
         };
         match answer {
-            Some(wire::Answer::Started { tid }) => self.port.agent_tid = tid,
+            Some(wire::Answer::Started { tid }) => self.port.started(tid),
             Some(wire::Answer::Called { result }) => self.called(result),
             Some(wire::Answer::Evicted { .. }) | None => {
                 self.port.agent = None;

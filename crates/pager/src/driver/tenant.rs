@@ -15,6 +15,8 @@ use vswap_sys::uffd::Uffd;
 
 /// The agent inside an address space.
 pub struct Agent {
+    /// Its thread; 0 until it has said so, which is the first thing it does.
+    pub tid: u32,
     /// Its socket.
     pub conn: Arc<Conn>,
     /// Where it copies what it takes out.

@@ -1,10 +1,11 @@
 //! Processes: making them, waiting for them, looking at them.
 //!
 //! One file per noun: [`fork_with`] and [`fork_sharing_files`] (`fork`), [`spawn`] (`spawn`), ends and signals sent
-//! (`wait`), who descends from whom (`tree`), memory figures (`memory`), threads and CPUs (`thread`), signals received
+//! (`wait`), threads held still (`hold`), who descends from whom (`tree`), memory figures (`memory`), threads and CPUs (`thread`), signals received
 //! ([`signals`]).
 
 mod fork;
+mod hold;
 mod memory;
 pub mod signals;
 mod spawn;
@@ -13,6 +14,7 @@ mod tree;
 mod wait;
 
 pub use fork::{fork_sharing_files, fork_with, set_child_subreaper, set_parent_death_signal};
+pub use hold::hold_while_this_thread_lives;
 pub use memory::{MemFile, Rss, Status, pss_anon, status};
 pub use spawn::{Program, SpawnError, Step, raise_open_files_limit, spawn};
 pub use thread::{

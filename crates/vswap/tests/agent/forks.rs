@@ -2,14 +2,11 @@
 
 use vswap_wire::Hello;
 
-use crate::mini::{PAGE, Pager, Program, can_page};
+use crate::mini::{PAGE, Pager, Program};
 use crate::{EVERY_SIGNAL, all, has_ours, run, start, status_field, target_command};
 
 #[test]
 fn a_fork_child_is_known_by_its_token() {
-    if !can_page() {
-        return;
-    }
     let pager = Pager::new();
     let (mut program, target, start) = start(&pager, 200);
     assert_eq!(target.evict(&[run(start, 128)]), all(128));
@@ -37,9 +34,6 @@ fn a_fork_child_is_known_by_its_token() {
 
 #[test]
 fn children_of_children_are_known_too() {
-    if !can_page() {
-        return;
-    }
     let pager = Pager::new();
     let (mut program, target, start) = start(&pager, 60);
     let mut line = vec![target];
@@ -64,9 +58,6 @@ fn children_of_children_are_known_too() {
 
 #[test]
 fn a_fork_child_without_a_token_starts_afresh() {
-    if !can_page() {
-        return;
-    }
     let mut pager = Pager::new();
     pager.follow_forks = false;
     // Nothing is registered that a child would inherit, so there is no event.
@@ -88,9 +79,6 @@ fn a_fork_child_without_a_token_starts_afresh() {
 
 #[test]
 fn a_fork_leaves_errno_mask_and_descriptors_as_they_were() {
-    if !can_page() {
-        return;
-    }
     let pager = Pager::new();
     let (mut program, _target, _) = start(&pager, 1);
     let descriptors = program.ask("descriptors");
@@ -106,9 +94,6 @@ fn a_fork_leaves_errno_mask_and_descriptors_as_they_were() {
 
 #[test]
 fn a_child_whose_pager_has_gone_is_killed() {
-    if !can_page() {
-        return;
-    }
     let pager = Pager::new();
     let (mut program, target, start) = start(&pager, 8);
     assert_eq!(target.evict(&[run(start, 8)]), all(8));

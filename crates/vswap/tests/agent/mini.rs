@@ -36,15 +36,6 @@ type Store = Arc<Mutex<HashMap<u64, Page>>>;
 /// Userfaultfds of fork children that have not greeted yet, by token.
 type Births = Arc<Mutex<HashMap<u64, Service>>>;
 
-/// Whether this machine lets us test anything at all.
-pub(crate) fn can_page() -> bool {
-    let able = Uffd::open().is_ok_and(|uffd| uffd.api(FEATURES).is_ok());
-    if !able {
-        eprintln!("skipped: this needs a userfaultfd with UFFDIO_MOVE and CAP_SYS_PTRACE");
-    }
-    able
-}
-
 /// A run directory with a patched library and a listening socket.
 pub(crate) struct Pager {
     pub(crate) directory: PathBuf,
@@ -57,6 +48,8 @@ pub(crate) struct Pager {
 
 impl Pager {
     pub(crate) fn new() -> Pager {
+        let able = Uffd::open().is_ok_and(|uffd| uffd.api(FEATURES).is_ok());
+        assert!(able, "this needs a userfaultfd with UFFDIO_MOVE and CAP_SYS_PTRACE");
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("vswap-agent-{}-{number}", std::process::id()));

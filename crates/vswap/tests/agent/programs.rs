@@ -3,14 +3,11 @@
 use std::process::Command;
 use std::time::Instant;
 
-use crate::mini::{PATIENCE, Pager, Program, can_page};
+use crate::mini::{PATIENCE, Pager, Program};
 
 /// Programs that start, fork and run others in their own ways; each must behave as without us.
 #[test]
 fn other_peoples_programs_do_what_they_did() {
-    if !can_page() {
-        return;
-    }
     let scripts = [
         ("sh", "for i in 1 2 3 4 5; do (echo $i; (echo sub)); done | sort | uniq -c | tr -d ' '"),
         (

@@ -136,13 +136,14 @@ fn stale_run_directories_are_swept() {
     let cmd = pid_in(&ready);
     let pager = parent(cmd);
     // The guardian first: then nobody is left to clean up. (The pager sees that, and ends the tree.)
-    kill(parent(pager), "KILL");
+    let guardian = parent(pager);
+    kill(guardian, "KILL");
     kill(pager, "KILL");
     kill(child.id(), "KILL");
     child.wait().unwrap();
     let script = "kill -s KILL \"$0\"";
     let _ = Command::new("bash").args(["-c", script, &cmd.to_string()]).stderr(Stdio::null()).status();
-    assert!(within(PATIENCE, || is_dead(pager)));
+    assert!(within(PATIENCE, || is_dead(pager) && is_dead(guardian)));
     let left: Vec<_> = fs::read_dir(run.path()).unwrap().flatten().map(|entry| entry.path()).collect();
     let next = crate::harness::output(quiet().env("XDG_RUNTIME_DIR", run.path()).arg("true"));
     assert_code(&next, 0);
