@@ -31,4 +31,6 @@ pub struct Config {
     pub spill: Option<Spill>,
     /// The program itself may run without an agent; its children may in any case.
     pub allow_unpaged: bool,
+    /// Nothing is said on standard error but why the tree was ended.
+    pub quiet: bool,
 }

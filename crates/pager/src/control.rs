@@ -73,6 +73,8 @@ pub struct Status {
     pub memory: Memory,
     /// Bytes of pages in the pool over their compressed bytes, now; 0 without any.
     pub compression_ratio: f64,
+    /// Faults that have waited for over a second and still do, with the reason.
+    pub slow: Vec<String>,
     /// The last seconds.
     pub recent: Recent,
     /// Every process of the tree.

@@ -93,6 +93,10 @@ pub struct Summary {
     pub stalled_ms: u64,
     /// Milliseconds of them spent because memory was at its limit.
     pub throttled_ms: u64,
+    /// Faults that waited for over a second (each was reported with its cause).
+    pub slow_faults: u64,
+    /// The longest of these waits in milliseconds, to a fifth of a second.
+    pub longest_wait_ms: u64,
     /// Windows of mapping changes.
     pub windows: u64,
     /// mremap calls that went through the gate.

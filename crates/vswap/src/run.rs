@@ -164,7 +164,13 @@ fn configure(options: &RunOptions) -> Result<(Config, Vec<String>), Failure> {
     };
     let decision = spill::decide(options, machine).map_err(own)?;
     let pool_max = options.pool_max.map(|size| size.bytes(machine));
-    let config = Config { limit, pool_max, spill: decision.spill, allow_unpaged: options.allow_unpaged };
+    let config = Config {
+        limit,
+        pool_max,
+        spill: decision.spill,
+        allow_unpaged: options.allow_unpaged,
+        quiet: options.quiet,
+    };
     Ok((config, decision.warning.into_iter().collect()))
 }
 

@@ -164,6 +164,10 @@ pub(crate) fn details(out: &mut String, s: &Status, (bold, plain): (&str, &str))
         seconds(sum.stalled_ms),
         seconds(sum.throttled_ms)
     )?;
+    list(out, &head("Waiting"), s.slow.iter().cloned())?;
+    if sum.slow_faults > 0 {
+        writeln!(out, "{more}{} over a second so far", count(sum.slow_faults, "wait"))?;
+    }
     writeln!(
         out,
         "{}{}, {}, {}, pager {}, mremap gate {}",

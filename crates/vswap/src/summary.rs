@@ -238,6 +238,10 @@ fn write_text(
         seconds(s.stalled_ms),
         seconds(s.throttled_ms)
     )?;
+    if s.slow_faults > 0 {
+        let longest = seconds(s.longest_wait_ms);
+        writeln!(out, "{more}{} for over a second, the longest {longest}", count(s.slow_faults, "wait"))?;
+    }
     writeln!(
         out,
         "{}{}, {}, {}, {}, mremap gate {}",

@@ -24,6 +24,7 @@ use super::governor::{Governor, Peaks, headroom};
 use super::shared::Shared;
 use super::summary::summary;
 use super::tenant::{Agent, Equipment, Note, Tenant};
+use super::watch::Watchdog;
 use super::worker;
 use crate::{Config, Fatal, Summary, Unpaged};
 
@@ -122,6 +123,8 @@ impl Hub {
             listener: session.control,
             identity: identity.clone(),
         };
+        let watchdog = Watchdog::new(shared.clone(), config.quiet);
+        thread("watchdog", Box::new(|| watchdog.run()))?;
         thread("control", Box::new(|| control.run()))?;
         let worker_shared = shared.clone();
         thread("compress", Box::new(move || worker::compress(worker_shared, frames / 2)))?;

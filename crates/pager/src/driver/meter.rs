@@ -92,6 +92,10 @@ pub struct Meters {
     pub stalled_ns: AtomicU64,
     /// Nanoseconds of them because memory was short.
     pub throttled_ns: AtomicU64,
+    /// Faults that waited for over a second.
+    pub slow_faults: AtomicU64,
+    /// The longest of these waits.
+    pub longest_wait_ms: AtomicU64,
     /// Windows of mapping changes.
     pub windows: AtomicU64,
     /// Granted mremaps.

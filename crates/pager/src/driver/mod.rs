@@ -7,6 +7,7 @@
 //! | gate | receives mremaps | – |
 //! | governor | measures, asks for pages, holds first touches | the figures |
 //! | control | answers on the control socket | its connections |
+//! | watchdog | says which fault has waited for over a second, and why | – |
 //! | compress, spill | swap cache → pool → file | – |
 //!
 //! Nobody holds a lock while waiting for a target.
@@ -28,6 +29,7 @@ mod shared;
 mod status;
 mod summary;
 mod tenant;
+mod watch;
 mod wiped;
 mod worker;
 

@@ -40,7 +40,7 @@ pub type LastSource = Option<Source>;
 pub struct Port {
     pub shared: Arc<Shared>,
     pub tenant: Arc<Tenant>,
-    pub uffd: Uffd,
+    pub uffd: Arc<Uffd>,
     pub agent: Option<Agent>,
     pub beacon: u64,
     pub last_source: LastSource,
@@ -66,6 +66,8 @@ pub struct Port {
 
 impl Port {
     pub fn new(shared: Arc<Shared>, tenant: Arc<Tenant>, uffd: Uffd, beacon: u64) -> Self {
+        let uffd = Arc::new(uffd);
+        tenant.watch.reads(&uffd);
         Self {
             shared,
             tenant,
@@ -122,7 +124,12 @@ impl Port {
                 // Nothing is known: ask again.
                 Err(_) => Answer::Changing,
             },
-            Command::Copy { addr, slots, .. } => self.copy(addr, &slots),
+            Command::Copy { addr, slots, fault } => {
+                self.tenant.watch.loads(&fault);
+                let answer = self.copy(addr, &slots);
+                self.tenant.watch.loaded();
+                answer
+            }
             Command::Zero { addr, pages, fault } => self.zero(addr, pages, fault.write),
             Command::Mapping(at) => self.mapping(at),
             Command::Register(range) => {
@@ -287,7 +294,10 @@ impl Port {
             return nothing;
         }
         let (moved, again) = if self.send(&wire::Command::Evict { runs: batch }) {
-            self.await_agent()
+            self.tenant.watch.awaits_agent(self.shared.now_ns());
+            let answer = self.await_agent();
+            self.tenant.watch.awaits_agent(0);
+            answer
         } else {
             self.agent = None;
             ([0; wire::MOVED_WORDS], false)

@@ -23,7 +23,9 @@ use super::port::Port;
 use super::settle::Settler;
 use super::shared::Shared;
 use super::tenant::{Agent, Equipment, Note, Tenant};
-use crate::proto::{AddressSpace, BATCH_PAGES, Call, ChildKey, Counters, Effect, Fault, Input, Ticket};
+use crate::proto::{
+    AddressSpace, BATCH_PAGES, Call, ChildKey, Command, Counters, Effect, Fault, Input, Ticket,
+};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Messages read in one turn, one per read(2): a busy munmap loop never lets a read-until-empty end.
@@ -353,6 +355,9 @@ impl Server {
         loop {
             self.effects();
             let Some(command) = self.space.next_command() else { break };
+            if matches!(command, Command::Move(_)) {
+                self.show();
+            }
             let answer = self.port.execute(command);
             self.space.answer(answer);
         }
@@ -470,7 +475,13 @@ impl Server {
         self.tenant.wanted.fetch_min(rest, Relaxed);
     }
 
+    /// Lets the watchdog see what is unanswered.
+    fn show(&self) {
+        self.tenant.watch.turn(&self.space, || self.shared.now_ns());
+    }
+
     fn publish(&mut self) {
+        self.show();
         let evicted = self.space.evicted();
         let before = self.tenant.evicted.swap(evicted, Relaxed);
         let total = &self.shared.meters.evicted_now;

@@ -43,6 +43,8 @@ pub struct Shared {
     pub unpaged: Mutex<Vec<Unpaged>>,
     /// Warnings for the summary.
     pub warnings: Mutex<Vec<String>>,
+    /// Faults that wait for over a second now, in words.
+    pub slow: Mutex<Vec<String>>,
     fatal: Mutex<Option<String>>,
     next_id: AtomicU64,
     hub_bell: EventFd,
@@ -66,6 +68,7 @@ impl Shared {
             started: Instant::now(),
             unpaged: Mutex::default(),
             warnings: Mutex::default(),
+            slow: Mutex::default(),
             fatal: Mutex::default(),
             next_id: AtomicU64::new(1),
             hub_bell: EventFd::new()?,

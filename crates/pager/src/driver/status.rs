@@ -28,6 +28,7 @@ pub fn status(shared: &Shared, peaks: &Mutex<Peaks>, identity: &Identity) -> Sta
         failing: shared.failure(),
         memory: memory(peaks.limit, &peaks.now, &space, tables),
         compression_ratio: ratio(&space),
+        slow: shared.slow.lock().clone(),
         recent: peaks.pace.recent(&shared.meters, Instant::now()),
         processes: processes(shared, identity.guardian),
         summary: summary(shared, &peaks),

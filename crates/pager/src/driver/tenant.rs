@@ -13,6 +13,8 @@ use vswap_sys::shared::SharedPages;
 use vswap_sys::socket::Conn;
 use vswap_sys::uffd::Uffd;
 
+use super::watch::Watch;
+
 /// The agent inside an address space.
 pub struct Agent {
     /// Its thread; 0 until it has said so, which is the first thing it does.
@@ -79,6 +81,8 @@ pub struct Tenant {
     pub active: AtomicBool,
     /// First touches wait for memory.
     pub holding: AtomicBool,
+    /// What its server is at.
+    pub watch: Watch,
     /// Until then, it is here.
     pub idle: Mutex<Option<Equipment>>,
     notes: Mutex<VecDeque<Note>>,
@@ -103,6 +107,7 @@ impl Tenant {
             shares: AtomicBool::new(token != 0),
             active: AtomicBool::new(false),
             holding: AtomicBool::new(false),
+            watch: Watch::default(),
             idle: Mutex::new(equipment),
             notes: Mutex::default(),
             bell: EventFd::new()?,

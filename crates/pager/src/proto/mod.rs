@@ -17,6 +17,7 @@ mod sweep;
 mod table;
 #[cfg(test)]
 mod tests;
+mod waits;
 mod window;
 
 pub use message::{Answer, Call, ChildKey, Command, Effect, Fault, Input, Mapping, Mremap, Stop, Ticket};
@@ -26,3 +27,4 @@ pub use rules::Rules;
 pub use space::{AddressSpace, Counters};
 pub use streams::MAX_WINDOW;
 pub use sweep::BATCH_PAGES;
+pub use waits::WaitsFor;

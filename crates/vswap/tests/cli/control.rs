@@ -1,110 +1,16 @@
 //! `vswap status` and `vswap reclaim`: what they say of a run, what they do to it, and that nobody at their socket
 //! can disturb it.
 
-use std::fs;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Output, Stdio};
 use std::time::Instant;
 
 use serde_json::Value;
 use vswap_sys::socket::Conn;
 
 use crate::harness::{
-    PATIENCE, Scratch, assert_code, collect, is_dead, is_root, kill, output, parent, stat, stderr, stdout,
-    vswap, within,
+    PATIENCE, assert_code, is_dead, is_root, kill, output, parent, stat, stderr, stdout, vswap, within,
 };
-
-/// Fills 64 MiB of checkable pages, says so, waits for a line, and checks them.
-const HOLDER: &str = "
-import random, sys, zlib
-pages = [random.Random(i).randbytes(2048) * 2 for i in range(16384)]
-sums = [zlib.crc32(page) for page in pages]
-print('ready', flush=True)
-sys.stdin.readline()
-print('right' if [zlib.crc32(page) for page in pages] == sums else 'wrong')
-";
-
-/// A run with a run directory of its own, so that tests do not see each other's.
-struct Holder {
-    child: Option<Child>,
-    dir: Scratch,
-    pid: u32,
-}
-
-impl Holder {
-    fn start(program: &str) -> Self {
-        let dir = Scratch::new();
-        let mut command = vswap();
-        command
-            .env("XDG_RUNTIME_DIR", dir.path())
-            .args(["run", "-m", "512M", "--quiet", "python3", "-c", program]);
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        let mut bytes = [0];
-        while std::io::Read::read(child.stdout.as_mut().unwrap(), &mut bytes).unwrap() == 1
-            && bytes[0] != b'\n'
-        {
-            line.push(char::from(bytes[0]));
-        }
-        assert_eq!(line, "ready");
-        let mut holder = Self { child: Some(child), dir, pid: 0 };
-        holder.pid = holder.status()["pid"].as_u64().unwrap() as u32;
-        holder
-    }
-
-    fn ask(&self, words: &[&str]) -> Output {
-        output(vswap().env("XDG_RUNTIME_DIR", self.dir.path()).args(words))
-    }
-
-    fn front(&self) -> u32 {
-        self.child.as_ref().unwrap().id()
-    }
-
-    /// Our run's part of `vswap status --json`.
-    fn status(&self) -> Value {
-        let done = self.ask(&["status", "--json", &self.front().to_string()]);
-        assert_code(&done, 0);
-        let all: Value = serde_json::from_slice(&done.stdout).unwrap();
-        assert_eq!(all["runs"].as_array().unwrap().len(), 1);
-        all["runs"][0].clone()
-    }
-
-    fn reclaim(&self, size: &str) -> Output {
-        self.ask(&["reclaim", size, "--pid", &self.pid.to_string()])
-    }
-
-    /// Resident anonymous bytes of CMD, as an outsider sees them.
-    fn resident(&self) -> u64 {
-        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid)).unwrap();
-        let line = text.lines().find(|line| line.starts_with("Anonymous:")).unwrap();
-        line.split_ascii_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
-    }
-
-    fn socket(&self) -> PathBuf {
-        let run = fs::read_dir(self.dir.path()).unwrap().next().unwrap().unwrap().path();
-        run.join("control")
-    }
-
-    /// Lets CMD check its pages and end.
-    fn finish(mut self) {
-        let mut child = self.child.take().unwrap();
-        std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"\n").unwrap();
-        let done = collect(child);
-        assert_code(&done, 0);
-        assert_eq!(stdout(&done), "right\n");
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
+use crate::holder::{HOLDER, Holder};
 
 #[test]
 fn status_tells_where_memory_is_and_reclaim_moves_it() {

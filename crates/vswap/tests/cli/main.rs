@@ -6,9 +6,11 @@
 mod control;
 mod full;
 mod harness;
+mod holder;
 mod signals;
 mod status;
 mod streams;
 mod terminal;
 mod texts;
 mod tree;
+mod watchdog;
