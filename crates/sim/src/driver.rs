@@ -5,9 +5,11 @@ use std::ops::Range;
 
 use vswap_pager::proto::{Answer, Call, ChildKey, Command, Effect, Fault, Input, Mapping, Stop, Ticket};
 
-use crate::kernel::{GUARD_INSTALL, GUARD_REMOVE, Message};
+use crate::agent::Take;
+use crate::kernel::{GUARD_INSTALL, GUARD_REMOVE};
 use crate::memory::Pte;
 use crate::threads::{change_of, told};
+use crate::userfaultfd::{EAGAIN, EEXIST, Message};
 use crate::world::{Batch, Event, Micro, Note, Pending, Role, Wait, World, addr, addrs, note, page, pages};
 
 impl World<'_> {
@@ -273,9 +275,9 @@ impl World<'_> {
         Some(match command {
             Command::Probe if changing => Answer::Changing,
             Command::Probe => Answer::Done,
-            Command::ProbePage(_) if changing => Answer::Changing,
-            Command::ProbePage(at) => match self.spaces[s].mem.vma[page(at)] {
-                Some(vma) if vma.registered => Answer::Done,
+            Command::ProbePage(at) => match self.probe(s, page(at)) {
+                0 => Answer::Done,
+                EAGAIN => Answer::Changing,
                 _ => {
                     self.spaces[s].pager.until = self.delay(2);
                     Answer::Refused
@@ -306,12 +308,7 @@ impl World<'_> {
                 let range = pages(&range);
                 // Not guarded: what is registered may be gone again when the pager goes on.
                 self.spaces[s].pager.until = self.delay(3);
-                if self.spaces[s].mem.is_free(&range) {
-                    Answer::Refused
-                } else {
-                    self.spaces[s].mem.alter(range, |vma| vma.registered = true);
-                    Answer::Done
-                }
+                if self.register(s, range) == 0 { Answer::Done } else { Answer::Refused }
             }
             Command::Scan(range, most) => self.scan(s, &pages(&range), most as usize),
             Command::WipedOnFork(range) => Answer::Wiped(self.wiped(s, &pages(&range))),
@@ -321,7 +318,11 @@ impl World<'_> {
                 let pager = &mut self.spaces[s].pager;
                 (pager.moving, pager.batch) = (true, Batch::default());
                 let thread = &mut self.threads[agent];
-                thread.micros.extend(runs.iter().map(|run| Micro::Take(pages(run))));
+                for run in &runs {
+                    let (run, to) = (pages(run), pager.batch.pages.len());
+                    pager.batch.pages.extend(run.clone());
+                    thread.micros.push_back(Micro::Take(Take { run, to, unshared: 0 }));
+                }
                 thread.micros.push_back(Micro::Taken);
                 thread.wait = Wait::No;
                 self.threads[agent].until = self.delay(4);
@@ -339,11 +340,18 @@ impl World<'_> {
     }
 
     fn installed(&mut self, s: usize, at: usize, contents: &[Option<u64>]) -> Answer {
-        let (done, stop) = self.install(s, at, contents);
+        let (done, errno) = self.install(s, at, contents);
+        let stop = match errno {
+            0 => Stop::Complete,
+            EAGAIN if done > 0 => Stop::Short,
+            EAGAIN => Stop::Changing,
+            EEXIST => Stop::Exists,
+            _ => Stop::Missing,
+        };
         if stop == Stop::Changing {
             self.stats.refused += 1;
         }
-        Answer::Installed(done, stop)
+        Answer::Installed(done as u64, stop)
     }
 
     fn scan(&self, s: usize, range: &Range<usize>, most: usize) -> Answer {

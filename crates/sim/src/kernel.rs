@@ -1,4 +1,4 @@
-//! The kernel: changes of mappings below the lock, the count of changes, events, faults, and the guarded commands.
+//! The kernel: changes of mappings below the lock, and the count of changes.
 //!
 //! A change is one step: the kernel makes it below the lock of the address space. In the same step the count goes up by
 //! the number of events that the change will queue. Everything after the lock is dropped (queueing, sleeping, waking,
@@ -6,12 +6,10 @@
 
 use std::ops::Range;
 
-use vswap_pager::proto::Stop;
-
 use crate::memory::{Memory, Pte, Vma};
 use crate::oracle::Expect;
 use crate::program::Child;
-use crate::world::{Change, Event, Note, Pending, Role, Wait, World, note};
+use crate::world::{Change, Event, Note, Role, Wait, World, note};
 
 pub const MAYMOVE: u64 = 1;
 pub const FIXED: u64 = 2;
@@ -24,12 +22,6 @@ pub const GUARD_REMOVE: u64 = 103;
 const ENOMEM: i64 = -12;
 const EFAULT: i64 = -14;
 const EINVAL: i64 = -22;
-
-/// What a read() of the userfaultfd returns.
-pub enum Message {
-    Fault(Pending),
-    Event(Event),
-}
 
 impl World<'_> {
     /// Makes a change on behalf of a thread of the program. Returns the call's result and the events that are due.
@@ -63,7 +55,13 @@ impl World<'_> {
             Change::Lock(range, on) => self.alter(s, range, |vma| vma.locked = *on),
             Change::Fork(child) => {
                 let child = self.fork(s, by, child);
-                events.push(Event::Fork(child));
+                if self.spaces[child].mem.any_registered(&(0..self.setup.arena)) {
+                    self.spaces[s].forking.push(child);
+                    events.push(Event::Fork(child));
+                } else {
+                    // Nobody is told: its agent, if it gets one, greets like that of a new program.
+                    self.spaces[child].pager.on = true;
+                }
                 child as i64
             }
             Change::Exit => {
@@ -137,6 +135,9 @@ impl World<'_> {
     fn remap(&mut self, s: usize, by: usize, call: [usize; 4], flags: u64, events: &mut Vec<Event>) -> i64 {
         let [old, old_len, new_len, new] = call;
         let source = old..old + old_len;
+        if flags & FIXED != 0 && old_len == new_len && self.spaces[s].mem.single(&source).is_none() {
+            return self.remap_several(s, by, source, new, events);
+        }
         let Some(vma) = self.spaces[s].mem.single(&source) else { return EFAULT };
         let tail = old + new_len.min(old_len)..old + old_len;
         if flags & (FIXED | DONTUNMAP) == 0 {
@@ -208,6 +209,33 @@ impl World<'_> {
         self.dispute(s, target..target + new_len);
         self.threads[by].dispute.push(target..target + new_len);
         target as i64
+    }
+
+    /// Moves several mappings at one stroke (Linux 6.17), but none that is registered, unless it is alone.
+    fn remap_several(
+        &mut self,
+        s: usize,
+        by: usize,
+        source: Range<usize>,
+        new: usize,
+        events: &mut Vec<Event>,
+    ) -> i64 {
+        let mut at = source.start;
+        if self.spaces[s].mem.mapping(at).is_none() {
+            return EFAULT;
+        }
+        while let Some((part, vma)) =
+            self.spaces[s].mem.mapping_from(at).filter(|(part, _)| part.start < source.end)
+        {
+            if vma.registered {
+                return EFAULT;
+            }
+            let part = part.start.max(at)..part.end.min(source.end);
+            at = part.end;
+            let call = [part.start, part.len(), part.len(), part.start - source.start + new];
+            self.remap(s, by, call, MAYMOVE | FIXED, events);
+        }
+        new as i64
     }
 
     /// A child that was forked, but not reported yet, may or may not see a change that is being made now.
@@ -288,7 +316,6 @@ impl World<'_> {
         }
         born.expect = expect;
         born.unsure = unsure;
-        self.spaces[s].forking.push(space);
         self.stats.forks += 1;
         space
     }
@@ -316,76 +343,6 @@ impl World<'_> {
         for t in (0..self.threads.len()).filter(unborn).collect::<Vec<_>>() {
             self.exit(self.threads[t].space);
         }
-    }
-
-    /// One message, faults first.
-    pub fn read_message(&mut self, s: usize) -> Option<Message> {
-        let space = &mut self.spaces[s];
-        if let Some(fault) = space.faults.pop_front() {
-            return Some(Message::Fault(fault));
-        }
-        let (thread, event) = space.events.pop_front()?;
-        if let Event::Fork(child) = event {
-            space.forking.retain(|&forking| forking != child);
-        }
-        self.threads[thread].wait = Wait::No;
-        self.threads[thread].until = self.delay(3);
-        self.stats.events += 1;
-        Some(Message::Event(event))
-    }
-
-    /// Wakes the threads that wait for one of these pages.
-    pub fn wake(&mut self, s: usize, range: Range<usize>) {
-        self.spaces[s].faults.retain(|fault| !range.contains(&fault.page));
-        for thread in self.threads.iter_mut().filter(|thread| thread.space == s) {
-            if let Wait::Fault { page } = thread.wait
-                && range.contains(&page)
-            {
-                thread.wait = Wait::No;
-            }
-        }
-    }
-
-    /// UFFDIO_COPY, and UFFDIO_ZEROPAGE where there are no contents. Both look at one mapping only.
-    pub fn install(&mut self, s: usize, at: usize, contents: &[Option<u64>]) -> (u64, Stop) {
-        if self.spaces[s].changing > 0 {
-            return (0, Stop::Changing);
-        }
-        let mut range = at..at + contents.len();
-        if !self.spaces[s].mem.single(&range).is_some_and(|vma| vma.registered) {
-            return (0, Stop::Missing);
-        }
-        if contents.len() > 1 && self.rng.one_in(32) {
-            range.end = at + 1 + self.rng.below(contents.len() - 1);
-        }
-        let space = &mut self.spaces[s];
-        let mut done = 0;
-        let mut guard_lost = None;
-        for (p, content) in range.clone().zip(contents) {
-            match (space.mem.pte[p], content) {
-                (Pte::None, None) => space.mem.pte[p] = Pte::Zero,
-                (Pte::None, Some(value)) => space.mem.pte[p] = Pte::page(*value),
-                // COPY replaces a marker; ZEROPAGE does not.
-                (Pte::Guard, Some(value)) => {
-                    space.mem.pte[p] = Pte::page(*value);
-                    if space.expect[p] == Expect::Guard {
-                        guard_lost = Some(p);
-                    }
-                }
-                _ => break,
-            }
-            done += 1;
-        }
-        if let Some(p) = guard_lost {
-            self.fail(format!("P{s}: the guard page {p} was replaced by a page"));
-        }
-        self.wake(s, at..at + done);
-        let stop = match done {
-            done if done == contents.len() => Stop::Complete,
-            0 => Stop::Exists,
-            _ => Stop::Short,
-        };
-        (done as u64, stop)
     }
 
     /// Kernel reclaim takes a page that was freed and not written since.

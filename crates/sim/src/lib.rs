@@ -17,10 +17,10 @@
 //! | the lock is dropped, the event is queued | `Micro::Queue`, any time later: so events arrive in another order than the changes were made |
 //! | read() takes a message: faults first, then events in the order in which they were queued | `read_message` |
 //! | the thread wakes, the count goes down | `Micro::Woken`, any time after the read |
-//! | madvise: REMOVE, then the zap | `Micro::Zap`, a page at a time; where nothing is registered it is one step with the check |
+//! | madvise: REMOVE, then the zap, for one mapping after the other | `Micro::Zap`, a page at a time; where nothing is registered it is one step with the check |
 //! | mremap: UNMAP of the target, REMAP with the old or the new length, UNMAP of tail and source, each slept on | `remap` |
 //! | growth, in place or moved; mmap, mprotect, mlock, MADV_GUARD_INSTALL, MADV_WIPEONFORK | no event |
-//! | fork: pages shared (MOVE answers EBUSY for ever, until un-shared), FORK, the child starts when it was read | `fork` |
+//! | fork: pages shared (MOVE answers EBUSY for ever, until un-shared), FORK if anything registered is inherited, the child starts when it was read | `fork` |
 //! | exit | descriptors answer "gone"; what was queued is lost |
 //! | a vfork child killed while its munmap waits | its event is lost, the count goes down (`dies`) |
 //! | COPY, ZEROPAGE: EAGAIN while changes are counted, one registered mapping or ENOENT, EEXIST, short counts; COPY replaces a guard marker, ZEROPAGE does not | `install` |
@@ -29,6 +29,9 @@
 //! | MOVE: EAGAIN, refuses holes, shared, pinned, read-only and locked pages, takes fewer than asked, does *not* look whether the mapping is registered | `take` |
 //! | MOVE says less than it did; the agent looks at staging | `take` |
 //! | MADV_FREE: the page may go at any time until it is written | `reclaim` |
+//!
+//! `tests/conformance` holds this table to the real kernel: each row of it is a small history with the same assertions
+//! for both.
 //!
 //! Mappings are chosen where something was unmapped just before, so that addresses change hands while the thread that
 //! had them still waits inside its system call.
@@ -62,6 +65,8 @@
 //! - Freezing, deadlines, the agent's own memory, the space below the slots.
 #![forbid(unsafe_code)]
 
+mod agent;
+pub mod bare;
 mod campaign;
 mod driver;
 mod kernel;
@@ -72,6 +77,7 @@ mod rng;
 mod rules;
 mod shrink;
 mod threads;
+mod userfaultfd;
 mod world;
 pub use campaign::{Effort, Outcome, campaign};
 pub use program::{Child, Op, Program, Taste};
@@ -154,6 +160,8 @@ pub struct Setup {
     pub drowsy: usize,
     /// A process that is killed, and when.
     pub kill: Option<(usize, u64)>,
+    /// Whether the kernel does what it may do and need not: short counts, pinned pages, reclaim.
+    pub whims: bool,
     /// Steps after which nothing more is hoped for.
     pub patience: u64,
 }
@@ -188,8 +196,15 @@ pub fn of_seed(seed: u64, options: &Options) -> (Setup, Program) {
             _ => *weight,
         };
     }
-    // One seed in four lets mremaps and unmaps chase each other over very few addresses.
+    // One seed in four lets mremaps and unmaps chase each other over very few addresses; one in eight has much to do at
+    // the gate while other pages of the same mappings come and go; one in eight maps and unmaps while the pager sleeps.
     let storm = rng.one_in(4);
+    let mut drowsy = [8, 30, 100, 400][rng.below(4)];
+    match rng.below(6) {
+        0 if !storm => weights = [2 + rng.below(8), 1, 4 + rng.below(8), 12 + rng.below(24), rng.below(2), 0],
+        1 if !storm => (weights, drowsy) = ([0, 16 + rng.below(16), rng.below(3), 0, rng.below(2), 0], 4),
+        _ => {}
+    }
     if storm {
         weights = [rng.below(3), 8 + rng.below(8), 12 + rng.below(16), 0, rng.below(2), rng.below(2)];
     }
@@ -204,8 +219,9 @@ pub fn of_seed(seed: u64, options: &Options) -> (Setup, Program) {
         processes: 5,
         wipes: options.gated && weights[3] > 0,
         sluggish: 4 + rng.below(6),
-        drowsy: [8, 30, 100, 400][rng.below(4)],
+        drowsy,
         kill: rng.one_in(16).then(|| (rng.below(3), 200 + rng.below(4000) as u64)),
+        whims: true,
         patience: 2_000_000,
     };
     let program = Program::new(&mut rng, &taste);

@@ -18,7 +18,7 @@ impl World<'_> {
     /// Lets a thread take one sub-step.
     pub fn step_thread(&mut self, t: usize) {
         let s = self.threads[t].space;
-        if self.rng.one_in(64) {
+        if self.whim(64) {
             self.reclaim();
         }
         let Some(micro) = self.threads[t].micros.pop_front() else { return self.next(t) };
@@ -59,11 +59,8 @@ impl World<'_> {
                     thread.wait = Wait::No;
                 }
             }
-            Micro::Take(run) => self.take(t, run),
-            Micro::Taken => {
-                self.spaces[s].pager.batch.done = true;
-                self.threads[t].wait = Wait::Idle;
-            }
+            Micro::Take(take) => self.take(t, take),
+            Micro::Taken => self.taken(t),
             Micro::Called(ticket) => {
                 let result = self.threads[t].result.unwrap_or(0);
                 self.spaces[s].pager.called.push_back((ticket, result));
@@ -80,6 +77,15 @@ impl World<'_> {
     /// The change itself, and what of it comes after the lock.
     fn make(&mut self, t: usize, change: &Change) {
         let s = self.threads[t].space;
+        if let Change::Remove(range, free) = change {
+            // One mapping after the other, each with its own event and zap.
+            let end = self.spaces[s].mem.mapping(range.start).map_or(range.end, |(vma, _)| vma.end);
+            if end < range.end {
+                let rest = Change::Remove(end..range.end, *free);
+                self.threads[t].micros.push_front(Micro::Change(rest));
+                return self.make(t, &Change::Remove(range.start..end, *free));
+            }
+        }
         let (result, events) = self.change(s, self.caller(t), change);
         if !self.threads[t].alive {
             return;
@@ -196,68 +202,6 @@ impl World<'_> {
             self.tell(s, Note::Call(t, call));
         } else {
             self.threads[t].result = None;
-        }
-    }
-
-    /// UFFDIO_MOVE by an agent, and what it does about refusals.
-    fn take(&mut self, t: usize, run: Range<usize>) {
-        let s = self.threads[t].space;
-        if self.spaces[s].pager.batch.again || run.is_empty() {
-            return;
-        }
-        if self.spaces[s].changing > 0 {
-            note!(self, "P{s} T{t}: MOVE {run:?} meets a change");
-            self.spaces[s].pager.batch.again = true;
-            return;
-        }
-        let p = run.start;
-        let Some(vma) = self.spaces[s].mem.vma[p] else { return };
-        if vma.readonly || vma.locked || self.spaces[s].mem.single(&run).is_none() {
-            return;
-        }
-        // MOVE does not look whether the mapping is registered. If an UNMAP was lost since the pager looked, nobody can
-        // know: see "what is not modelled".
-        if !vma.registered && self.spaces[s].lost {
-            self.stats.holes += 1;
-            self.stopped = true;
-            return;
-        }
-        let pinned = self.rng.one_in(64);
-        let mut at = p;
-        let most = p + 1 + self.rng.below(run.len());
-        while at < most {
-            let space = &mut self.spaces[s];
-            match space.mem.pte[at] {
-                Pte::Page { cow: false, value, .. } if !pinned => {
-                    space.mem.pte[at] = Pte::None;
-                    space.pager.batch.taken.push((at, value));
-                }
-                Pte::Zero if !pinned => {
-                    space.mem.pte[at] = Pte::None;
-                    space.pager.batch.taken.push((at, 0));
-                }
-                Pte::Page { cow: true, .. } if !pinned && at == p => {
-                    // EBUSY: break the sharing, then once more.
-                    let thread = &mut self.threads[t];
-                    thread.micros.push_front(Micro::Take(run));
-                    thread.micros.push_front(Micro::Access(p, Access::Populate));
-                    return;
-                }
-                _ => break,
-            }
-            at += 1;
-        }
-        note!(self, "P{s} T{t}: MOVE takes pages {:?}", p..at);
-        // MOVE may say less than it did. Staging's page table is the truth.
-        if at > p && self.rng.one_in(256) && !self.setup.rules.staging_truth {
-            let said = self.rng.below(at - p);
-            let taken = &mut self.spaces[s].pager.batch.taken;
-            taken.truncate(taken.len() - (at - p) + said);
-        }
-        // A refusal is the next call's matter; a page that does not move at all is left.
-        let next = if at == p { p + 1 } else { at };
-        if next < run.end {
-            self.threads[t].micros.push_front(Micro::Take(next..run.end));
         }
     }
 

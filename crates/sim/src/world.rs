@@ -8,6 +8,7 @@ use std::rc::Rc;
 use vswap_core::SlotId;
 use vswap_pager::proto::{AddressSpace, Call, Ticket};
 
+use crate::agent::Take;
 use crate::memory::{Memory, Vma};
 use crate::oracle::{Expect, Slots};
 use crate::program::{Child, Op, Program};
@@ -71,6 +72,8 @@ pub struct Space {
     /// The thread that a page belongs to, so far as the program is concerned.
     pub owner: Vec<Option<usize>>,
     pub expect: Vec<Expect>,
+    /// The agent's staging area.
+    pub staging: Vec<Option<u64>>,
     /// The fork raced with a call that changes the page, and perhaps whether it is wiped on fork: what its own
     /// children find is open.
     pub unsure: Vec<bool>,
@@ -115,6 +118,8 @@ pub struct Pager {
 /// What an agent took out.
 #[derive(Default)]
 pub struct Batch {
+    /// The pages asked for; each goes to the page of staging with its index.
+    pub pages: Vec<usize>,
     pub taken: Vec<(usize, u64)>,
     pub again: bool,
     pub done: bool,
@@ -209,7 +214,7 @@ pub enum Micro {
     Spawn,
     StartChild(usize),
     /// An agent moves pages out.
-    Take(Range<usize>),
+    Take(Take),
     Taken,
     /// An agent has made a call.
     Called(Ticket),
@@ -323,6 +328,7 @@ impl<'a> World<'a> {
             events: VecDeque::new(),
             owner: vec![None; pages],
             expect: vec![Expect::Nothing; pages],
+            staging: vec![None; pages],
             unsure: vec![false; pages],
             grown: vec![false; pages],
             lost: false,
@@ -444,6 +450,11 @@ impl<'a> World<'a> {
         }
         self.step = wakes;
         true
+    }
+
+    /// Once in `n` times the kernel does what it may do and need not: a short count, a pinned page, reclaim.
+    pub fn whim(&mut self, n: usize) -> bool {
+        self.setup.whims && self.rng.one_in(n)
     }
 
     /// How long a thread or a pager may be held up at a point where that matters.

@@ -10,9 +10,9 @@ fn bites(name: &str) {
     let options = Options { rules: rule.off(), ..Options::default() };
     // Three take some seconds of an optimised build from seed 0; this one is slow, so it starts nearer.
     let first = match name {
-        "register-confirm" => 21_000,
-        "faults-wait" => 26_000,
-        "remap-proves-source" => 5_500,
+        "register-confirm" => 10_500,
+        "faults-wait" => 68_000,
+        "remap-proves-source" => 19_500,
         _ => 0,
     };
     let effort = Effort { first, seeds: u64::MAX / 2, time: Some(Duration::from_secs(60)), workers: 2 };

@@ -1,0 +1,294 @@
+//! One simulated process and its userfaultfd without a pager: the caller makes each call, reads each message and gives
+//! each command. `tests/conformance` runs the same histories here and on the real kernel.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use crate::kernel::{DONTUNMAP, FIXED, MAYMOVE};
+use crate::memory::Pte;
+use crate::oracle::Expect;
+use crate::program::Child;
+use crate::userfaultfd::{EAGAIN, ENOENT, Message};
+use crate::world::{Access, Change, Event, Micro, Pending, Role, Wait, World};
+use crate::{Rules, Setup};
+
+/// Threads of the process, from 0 on.
+pub const THREADS: usize = 3;
+/// The thread that a vfork child of [`Call::Vfork`] is.
+pub const VFORK: usize = THREADS;
+/// The thread that a forked child is.
+pub const CHILD: usize = THREADS + 1;
+/// Pages that there are addresses for.
+pub const PAGES: usize = 1100;
+
+/// A system call or an access, in pages. Files and addresses are the back end's matter.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)] // the fields
+pub enum Call {
+    /// mmap(MAP_FIXED), over whatever is there.
+    Map(Range<usize>),
+    /// munmap.
+    Unmap(Range<usize>),
+    /// MADV_DONTNEED.
+    DontNeed(Range<usize>),
+    /// MADV_FREE.
+    Free(Range<usize>),
+    /// mremap(MREMAP_MAYMOVE).
+    Resize { old: Range<usize>, pages: usize },
+    /// mremap(MREMAP_FIXED).
+    Move { old: Range<usize>, new: Range<usize> },
+    /// mremap(MREMAP_DONTUNMAP) to an address of the kernel's choice.
+    MoveKeeping(Range<usize>),
+    /// MADV_GUARD_INSTALL or MADV_GUARD_REMOVE.
+    Guard(Range<usize>, bool),
+    /// mprotect: to PROT_READ, or back.
+    ReadOnly(Range<usize>, bool),
+    /// mlock or munlock.
+    Lock(Range<usize>, bool),
+    /// MADV_DONTFORK.
+    DontFork(Range<usize>),
+    /// Reads a page: its contents are the result.
+    Read(usize),
+    /// Writes a page.
+    Write(usize, u64),
+    /// fork; 0 is the result.
+    Fork,
+    /// A child that shares the memory (CLONE_VM) munmaps; the thread is [`VFORK`].
+    Vfork(Range<usize>),
+    /// The process ends.
+    Exit,
+}
+
+/// What a read() of the userfaultfd says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(missing_docs)] // the fields
+pub enum Said {
+    /// A thread waits for a page.
+    Fault { page: usize, write: bool },
+    /// Something was unmapped.
+    Unmap(Range<usize>),
+    /// Something was moved.
+    Remap { from: usize, to: usize, len: usize },
+    /// Something is going to be discarded.
+    Remove(Range<usize>),
+    /// The process has forked.
+    Fork,
+}
+
+/// A command of the userfaultfd.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// REGISTER.
+    Register(Range<usize>),
+    /// COPY of pages with these contents.
+    Copy(usize, Vec<u64>),
+    /// ZEROPAGE.
+    Zero(Range<usize>),
+    /// WRITEPROTECT of one page with mode 0.
+    Probe(usize),
+    /// MOVE to this page of the staging area.
+    Move(Range<usize>, usize),
+}
+
+/// What is at a page, as pagemap tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum There {
+    /// Nothing.
+    Nothing,
+    /// A guard marker.
+    Guard,
+    /// A page.
+    Page,
+}
+
+/// The process.
+pub struct Bare<'a> {
+    world: World<'a>,
+    reads: [Option<usize>; CHILD + 1],
+}
+
+impl<'a> Bare<'a> {
+    /// A machine on which nothing happens by chance.
+    pub fn setup() -> Setup {
+        Setup {
+            seed: 0,
+            arena: PAGES,
+            gated: true,
+            rules: Rules::default(),
+            processes: 2,
+            wipes: false,
+            sluggish: 1,
+            drowsy: 1,
+            kill: None,
+            whims: false,
+            patience: u64::MAX,
+        }
+    }
+
+    /// A process without memory.
+    pub fn new(setup: &'a Setup) -> Self {
+        let program = crate::Program { threads: vec![Vec::new(); THREADS] };
+        Self { world: World::new(setup, &program, 0, false), reads: [None; CHILD + 1] }
+    }
+
+    /// The number that the world has for a thread.
+    fn thread(&self, thread: usize) -> Option<usize> {
+        let found = |wanted: fn(&Role, usize) -> bool| {
+            self.world.threads.iter().position(|thread| wanted(&thread.role, thread.space))
+        };
+        match thread {
+            VFORK => found(|role, _| matches!(role, Role::Vfork { .. })),
+            CHILD => found(|role, space| *role == Role::Program && space == 1),
+            thread => Some(thread),
+        }
+    }
+
+    /// Lets a thread begin a call; it goes on until it has to wait.
+    pub fn start(&mut self, thread: usize, call: &Call) {
+        self.reads[thread] = None;
+        let micro = match call.clone() {
+            Call::Map(range) => Micro::Change(Change::Over(range)),
+            Call::Unmap(range) => Micro::Change(Change::Unmap(range)),
+            Call::DontNeed(range) => Micro::Change(Change::Remove(range, false)),
+            Call::Free(range) => Micro::Change(Change::Remove(range, true)),
+            Call::Resize { old, pages } => remap(old, pages, MAYMOVE, 0),
+            Call::Move { old, new } => remap(old, new.len(), MAYMOVE | FIXED, new.start),
+            Call::MoveKeeping(old) => remap(old.clone(), old.len(), MAYMOVE | DONTUNMAP, 0),
+            Call::Guard(range, on) => Micro::Change(Change::Guard(range, on)),
+            Call::ReadOnly(range, on) => Micro::Change(Change::Protect(range, on)),
+            Call::Lock(range, on) => Micro::Change(Change::Lock(range, on)),
+            Call::DontFork(range) => {
+                self.world.spaces[0].mem.alter(range, |vma| vma.dontfork = true);
+                Micro::Agreed
+            }
+            Call::Read(page) => {
+                self.reads[thread] = Some(page);
+                Micro::Access(page, Access::Read)
+            }
+            Call::Write(page, value) => {
+                // The next write writes it.
+                self.world.stamp = value - 1;
+                Micro::Access(page, Access::Write)
+            }
+            Call::Fork => Micro::Change(Change::Fork(Rc::new(Child {
+                ops: Vec::new(),
+                greets: None,
+                more: Vec::new(),
+            }))),
+            Call::Vfork(range) => {
+                let role = Role::Vfork { parent: 0, killed: true };
+                let child = self.world.new_thread(0, role, Vec::new());
+                self.world.threads[child].micros.push_back(Micro::Change(Change::Unmap(range)));
+                return self.run();
+            }
+            Call::Exit => Micro::Change(Change::Exit),
+        };
+        let Some(t) = self.thread(thread) else { return };
+        let thread = &mut self.world.threads[t];
+        (thread.result, thread.finished) = (None, false);
+        thread.micros.push_back(micro);
+        if let Call::Lock(range, true) = call {
+            thread.micros.extend(range.clone().map(|page| Micro::Access(page, Access::Populate)));
+        }
+        self.run();
+    }
+
+    /// Lets everybody go on who can.
+    fn run(&mut self) {
+        loop {
+            let ready = self.world.threads.iter().position(|thread| {
+                let waits = thread.wait != Wait::No || !thread.alive;
+                !waits && !thread.micros.is_empty()
+            });
+            let Some(t) = ready else { return };
+            // The caller judges what is read.
+            for space in &mut self.world.spaces {
+                for (expect, vma) in space.expect.iter_mut().zip(&space.mem.vma) {
+                    *expect = if vma.is_some() { Expect::Any } else { Expect::Nothing };
+                }
+            }
+            self.world.step_thread(t);
+        }
+    }
+
+    /// The result of a thread's call, if it has returned.
+    pub fn returned(&self, thread: usize) -> Option<i64> {
+        let t = self.thread(thread)?;
+        let state = &self.world.threads[t];
+        if state.wait != Wait::No || !state.micros.is_empty() {
+            return None;
+        }
+        let value = self.reads[thread].map(|page| match self.world.spaces[state.space].mem.pte[page] {
+            Pte::Page { value, .. } => value as i64,
+            _ => 0,
+        });
+        // A fork's result names the child.
+        let result = state.result.filter(|_| self.world.spaces.len() == 1 || thread != 0);
+        value.or(result).or(Some(0))
+    }
+
+    /// What a read() says.
+    pub fn message(&mut self, process: usize) -> Option<Said> {
+        let message = self.world.read_message(process)?;
+        self.run();
+        Some(match message {
+            Message::Fault(Pending { page, write, .. }) => Said::Fault { page, write },
+            Message::Event(Event::Unmap(range)) => Said::Unmap(range),
+            Message::Event(Event::Remap { from, to, len }) => Said::Remap { from, to, len },
+            Message::Event(Event::Remove(range)) => Said::Remove(range),
+            Message::Event(Event::Fork(_)) => Said::Fork,
+        })
+    }
+
+    /// Executes a command: the pages done, and 0 or an errno.
+    pub fn command(&mut self, process: usize, command: &Command) -> (usize, i32) {
+        if self.world.spaces[process].gone {
+            return (0, libc_esrch(command));
+        }
+        let answer = match command {
+            Command::Register(range) => (0, self.world.register(process, range.clone())),
+            Command::Copy(page, values) => {
+                let contents: Vec<_> = values.iter().copied().map(Some).collect();
+                self.world.install(process, *page, &contents)
+            }
+            Command::Zero(range) => self.world.install(process, range.start, &vec![None; range.len()]),
+            Command::Probe(page) => (0, self.world.probe(process, *page)),
+            Command::Move(range, to) => self.world.move_pages(process, range.clone(), *to),
+        };
+        debug_assert!(matches!(answer.1, 0 | EAGAIN | ENOENT) || answer.0 == 0);
+        self.run();
+        answer
+    }
+
+    /// What is at a page.
+    pub fn there(&self, page: usize) -> There {
+        match self.world.spaces[0].mem.pte[page] {
+            Pte::None => There::Nothing,
+            Pte::Guard => There::Guard,
+            Pte::Zero | Pte::Page { .. } => There::Page,
+        }
+    }
+
+    /// Messages that wait to be read.
+    pub fn queued(&self) -> usize {
+        self.world.spaces[0].faults.len() + self.world.spaces[0].events.len()
+    }
+
+    /// Kills the vfork child where it waits.
+    pub fn kill_vfork(&mut self) {
+        if let Some(t) = self.thread(VFORK) {
+            while !self.world.dies(t) {}
+        }
+    }
+}
+
+/// What commands answer after the process has gone.
+fn libc_esrch(command: &Command) -> i32 {
+    const ESRCH: i32 = 3;
+    const ENOMEM: i32 = 12;
+    if matches!(command, Command::Register(_)) { ENOMEM } else { ESRCH }
+}
+
+fn remap(old: Range<usize>, new_len: usize, flags: u64, new: usize) -> Micro {
+    Micro::Change(Change::Remap { old: old.start, old_len: old.len(), new_len, flags, new })
+}

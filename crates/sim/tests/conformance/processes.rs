@@ -1,0 +1,72 @@
+//! Forks, children that share the memory, and the end.
+
+use vswap_sim::bare::{CHILD, Call, Command, Said, There};
+
+use crate::Row;
+
+pub(crate) const ROWS: &[Row] = &[
+    ("fork: FORK; the child's is registered too, and faults on its own", |k| {
+        k.registered(0..4);
+        k.registered(8..9);
+        assert_eq!(k.command(0, Command::Move(1..2, 0)), (1, 0));
+        k.start(0, Call::Fork);
+        k.assert_counted(8);
+        assert_eq!(k.finish(0), (0, vec![Said::Fork]));
+        k.start(CHILD, Call::Read(1));
+        assert_eq!(k.due(1), Said::Fault { page: 1, write: false });
+        assert_eq!(k.command(1, Command::Probe(0)), (0, 0));
+        assert_eq!(k.command(1, Command::Copy(1, vec![11])), (1, 0));
+        assert_eq!(k.end(CHILD), 11);
+        assert_eq!(k.there(1), There::Nothing, "the parent's is missing as before");
+        k.faults(1, 12);
+    }),
+    ("fork without anything registered to inherit: no FORK", |k| {
+        k.registered(0..2);
+        k.filled(4..5);
+        k.quietly(Call::DontFork(0..2));
+        k.quietly(Call::Fork);
+        k.start(CHILD, Call::Read(4));
+        assert_eq!(k.end(CHILD), 1004);
+    }),
+    ("MOVE of what a fork shares: EBUSY, also when the child is dead, until it is written", |k| {
+        k.registered(0..4);
+        assert_eq!(k.call(Call::Fork).1, [Said::Fork]);
+        assert_eq!(k.command(0, Command::Move(0..2, 0)), (0, libc::EBUSY));
+        k.start(CHILD, Call::Exit);
+        k.end(CHILD);
+        assert_eq!(k.command(0, Command::Move(0..2, 0)), (0, libc::EBUSY));
+        k.quietly(Call::Write(0, 5));
+        assert_eq!(k.command(0, Command::Move(0..2, 0)), (1, libc::EAGAIN));
+    }),
+    ("after its exit a process answers ESRCH, and ENOMEM to REGISTER", |k| {
+        k.registered(0..2);
+        assert_eq!(k.call(Call::Fork).1, [Said::Fork]);
+        k.start(CHILD, Call::Exit);
+        k.end(CHILD);
+        assert_eq!(k.command(1, Command::Probe(0)), (0, libc::ESRCH));
+        assert_eq!(k.command(1, Command::Copy(0, vec![1])), (0, libc::ESRCH));
+        assert_eq!(k.command(1, Command::Zero(0..1)), (0, libc::ESRCH));
+        assert_eq!(k.command(1, Command::Register(0..1)), (0, libc::ENOMEM));
+    }),
+    ("a child on our memory: its munmap says UNMAP here", |k| {
+        k.registered(0..4);
+        k.start(0, Call::Vfork(1..2));
+        assert_eq!(k.due(0), Said::Unmap(1..2));
+        k.quiet();
+        k.assert_registered(0..1, true);
+        k.assert_registered(1..2, false);
+    }),
+    (
+        "a child on our memory that is killed while its munmap waits: UNMAP is lost, and nothing is counted",
+        |k| {
+            k.registered(0..4);
+            k.start(0, Call::Vfork(1..2));
+            k.queued(1);
+            assert_eq!(k.command(0, Command::Probe(0)), (0, libc::EAGAIN));
+            k.kill_vfork();
+            assert_eq!(k.message(0), None);
+            k.assert_registered(0..1, true);
+            k.assert_registered(1..2, false);
+        },
+    ),
+];
