@@ -84,7 +84,7 @@ extern "C" fn constructor() {
     }
     if let Some(beacon) = setup::set_up(&config, None) {
         BEACON.store(beacon, Ordering::Relaxed);
-        register_child_hook();
+        register_hooks();
     }
 }
 
@@ -100,7 +100,17 @@ extern "C" fn child() {
     system::restore_signals(mask);
 }
 
-fn register_child_hook() {
+/// Runs in the thread that has forked, or failed to.
+extern "C" fn parent() {
+    const MADV_GUARD_INSTALL: usize = 102;
+    if config().forks_stopped() {
+        // Of nothing, and without the cookie: the gate stops it, and so the pager knows that this fork is over.
+        // SAFETY: advice for no memory at all.
+        let _ = unsafe { system::call(system::nr::MADVISE, &[0, 0, MADV_GUARD_INSTALL]) };
+    }
+}
+
+fn register_hooks() {
     let register: usize;
     // SAFETY: reads one word of our own global offset table, which is filled in by the time constructors run.
     unsafe {
@@ -117,7 +127,7 @@ fn register_child_hook() {
     let register = unsafe { core::mem::transmute::<usize, RegisterAtfork>(register) };
     // An error means that there is no memory for another hook: fork children then have no agent.
     // The library is never unloaded, so any address of its own serves as its handle.
-    let _ = register(None, None, Some(child), (&raw const CONFIG).cast());
+    let _ = register(None, Some(parent), Some(child), (&raw const CONFIG).cast());
 }
 
 #[panic_handler]

@@ -109,6 +109,11 @@ pub struct Summary {
     pub address_spaces: u64,
     /// Forks followed.
     pub forks: u64,
+    /// Pages brought back before forks, because no event tells of them (that takes CAP_SYS_PTRACE); the limit may be passed
+    /// meanwhile.
+    pub fork_pages: u64,
+    /// Milliseconds that such forks waited.
+    pub fork_wait_ms: u64,
     /// Whether mremap went through the gate.
     pub gate: bool,
     /// Processes that ran unpaged.

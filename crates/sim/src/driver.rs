@@ -177,6 +177,8 @@ impl World<'_> {
                 self.spaces[s].pager.throttled = on;
                 self.input(s, Input::Throttle(on));
             }
+            // One seed in so many has forks that no event tells of prepared for.
+            _ if self.setup.seed % 32 == 31 && self.rng.one_in(4) => self.input(s, Input::Recall(4)),
             _ => {
                 let pages = 1 + self.rng.below(8) as u64;
                 self.input(s, Input::Evict(pages));

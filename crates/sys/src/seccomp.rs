@@ -4,12 +4,14 @@
 //! They are the calls that change what a page reads without a userfaultfd event that tells enough: every `mremap`, and
 //! `madvise` with [`GATED_ADVICE`]. The same advice by `process_madvise`, whose targets and ranges are behind
 //! pointers, is refused with `EPERM`; programs fall back to `madvise`. What a ring of io_uring is told to do passes
-//! by any filter.
+//! by any filter. Where no event tells of forks either (see [`crate::uffd::EVENT_FORK`]), they are stopped too (`forks`).
 //!
 //! Owner: the child of `vswap run` installs the filter before its exec and sends the listener to the pager, which holds it
 //! for ever (the guardian shares the descriptor table, so it holds it too): when the last holder goes, a gated
 //! call fails with `ENOSYS`. The filter survives fork and exec. The idea and its measured costs are in the design
 //! documents; the kernel side is `kernel/seccomp.c` and seccomp_unotify(2).
+
+mod forks;
 
 use std::io;
 use std::mem::offset_of;
@@ -126,7 +128,7 @@ fn verdict(action: u32) -> sock_filter {
 }
 
 /// Installs the gate in the calling thread, for it and for all its descendants, for ever; returns the listener
-/// (close-on-exec).
+/// (close-on-exec). With `stop_forks`, whatever copies the caller's memory is a gated call too, and `clone3` is not there.
 ///
 /// From then on a gated call here waits until someone answers on the listener, and so does whatever makes one inside
 /// (`realloc` of a large block makes an `mremap`). Allocates nothing and may be used between fork and exec.
@@ -135,15 +137,19 @@ fn verdict(action: u32) -> sock_filter {
 ///
 /// `EACCES`: needs `CAP_SYS_ADMIN` in the user namespace, or [`set_no_new_privs`] first. `EBUSY`: a filter above
 /// has a listener already (a container runtime's). `EINVAL`: a kernel before 5.19.
-pub fn install_gate(cookie: u64) -> io::Result<OwnedFd> {
-    install(cookie).map_err(io::Error::from_raw_os_error)
+pub fn install_gate(cookie: u64, stop_forks: bool) -> io::Result<OwnedFd> {
+    install(cookie, stop_forks).map_err(io::Error::from_raw_os_error)
 }
 
 /// As [`install_gate`], with the bare error number for the path between fork and exec.
-pub(crate) fn install(cookie: u64) -> Result<OwnedFd, Errno> {
-    let mut filter = gate_program(cookie);
-    let program = sock_fprog { len: GATE_LENGTH as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: `program` names GATE_LENGTH live instructions; the kernel copies and verifies them during the call.
+pub(crate) fn install(cookie: u64, stop_forks: bool) -> Result<OwnedFd, Errno> {
+    let mut filter = [verdict(libc::SECCOMP_RET_ALLOW); forks::LENGTH + GATE_LENGTH];
+    let (in_front, behind) = filter.split_at_mut(forks::LENGTH);
+    in_front.copy_from_slice(&forks::program());
+    behind.copy_from_slice(&gate_program(cookie));
+    let filter = if stop_forks { &mut filter[..] } else { behind };
+    let program = sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: `program` names so many live instructions; the kernel copies and verifies them during the call.
     let fd = check(unsafe {
         libc::syscall(
             libc::SYS_seccomp,
@@ -173,6 +179,8 @@ pub enum GatedCall {
     Mremap,
     /// `madvise`: address, length, advice, of which only the lower 32 bits count: one of [`GATED_ADVICE`].
     Madvise,
+    /// `fork`, or `clone` without `CLONE_VM`.
+    Fork,
 }
 
 /// A stopped system call.
@@ -194,6 +202,7 @@ impl Notification {
     /// Which call it is, whatever the table: the filter stops no others.
     pub fn call(&self) -> GatedCall {
         match (self.arch, self.nr & !X32_BIT) {
+            _ if forks::is_fork(self.arch, self.nr) => GatedCall::Fork,
             (ARCH_X86_64, MADVISE_X86_64) | (ARCH_I386, MADVISE_I386) => GatedCall::Madvise,
             _ => GatedCall::Mremap,
         }
@@ -245,7 +254,12 @@ impl Gate {
         }
     }
 
-    fn is_deserted(&self) -> io::Result<bool> {
+    /// Whether nobody is left whom the filter holds, nor will be.
+    ///
+    /// # Errors
+    ///
+    /// Those of `poll`.
+    pub fn is_deserted(&self) -> io::Result<bool> {
         let happened = poll(&[(self.0.as_fd(), Events::empty())], Some(Duration::ZERO))?;
         Ok(happened[0].contains(Events::HUP))
     }

@@ -7,6 +7,8 @@
 mod common;
 #[path = "alone/events.rs"]
 mod events;
+#[path = "alone/fork_gate.rs"]
+mod fork_gate;
 #[path = "alone/gate.rs"]
 mod gate;
 #[path = "alone/processes.rs"]
@@ -24,7 +26,7 @@ fn main() {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let listed = std::env::args().any(|argument| argument == "--list");
-    let tests: Vec<Test> = [events::TESTS, gate::TESTS, processes::TESTS, spawning::TESTS]
+    let tests: Vec<Test> = [events::TESTS, fork_gate::TESTS, gate::TESTS, processes::TESTS, spawning::TESTS]
         .into_iter()
         .flatten()
         .copied()

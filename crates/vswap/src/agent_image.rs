@@ -8,14 +8,20 @@ use vswap_wire::{Config, PatchError};
 /// The library as it was built. Preloaded like this, it does nothing.
 pub(crate) static UNPATCHED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libvswap_agent.so"));
 
-/// The bytes of a library whose agents connect to `socket`, show `secret` and pass the mremap gate with `cookie`.
+/// The bytes of a library whose agents connect to `socket`, show `secret` and pass the gate with `cookie`; the gate may be one
+/// that stops forks.
 ///
 /// # Errors
 /// [`PatchError::Path`] when the path is empty, contains a NUL or is longer than
 /// [`SOCKET_PATH_MAX`](vswap_wire::SOCKET_PATH_MAX) bytes.
-pub fn image(socket: &Path, secret: [u8; 16], cookie: u64) -> Result<Vec<u8>, PatchError> {
+pub fn image(
+    socket: &Path,
+    secret: [u8; 16],
+    cookie: u64,
+    forks_stopped: bool,
+) -> Result<Vec<u8>, PatchError> {
     let mut image = UNPATCHED.to_vec();
-    Config::patch(&mut image, socket.as_os_str().as_bytes(), secret, cookie)?;
+    Config::patch(&mut image, socket.as_os_str().as_bytes(), secret, cookie, forks_stopped)?;
     Ok(image)
 }
 
@@ -26,7 +32,7 @@ mod tests {
     #[test]
     fn the_built_library_holds_exactly_one_block() {
         let path = Path::new("/run/vswap-0-1-abcdef/pager");
-        let image = image(path, [7; 16], 42).unwrap();
+        let image = image(path, [7; 16], 42, false).unwrap();
         assert_eq!(image.len(), UNPATCHED.len());
         assert!(image.windows(path.as_os_str().len()).any(|window| window == path.as_os_str().as_bytes()));
     }
@@ -80,6 +86,6 @@ mod tests {
     #[test]
     fn a_path_that_no_socket_can_have_is_refused() {
         let long = "x".repeat(108);
-        assert_eq!(image(Path::new(&long), [0; 16], 0), Err(PatchError::Path(108)));
+        assert_eq!(image(Path::new(&long), [0; 16], 0, false), Err(PatchError::Path(108)));
     }
 }

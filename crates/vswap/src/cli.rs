@@ -200,6 +200,13 @@ pub(crate) struct RunOptions {
     /// Run CMD even if vswap cannot page it (a static, 32-bit or set-user-id program); its children may still be paged
     #[arg(long)]
     pub(crate) allow_unpaged: bool,
+
+    /// Let CMD and its children gain privileges (sudo and other set-user-id programs), where that costs vswap its gate
+    ///
+    /// Without CAP_SYS_ADMIN a seccomp filter is only for those who renounce such gains (no_new_privs), so by default CMD does.
+    /// Refused where vswap may not follow forks either. `vswap doctor` says what holds here.
+    #[arg(long)]
+    pub(crate) allow_new_privs: bool,
 }
 
 /// `vswap status`.
@@ -230,6 +237,14 @@ pub(crate) struct Doctor {
     /// For machines: one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Print the commands that let ordinary users run vswap: a udev rule for the device, a capability for this file
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) fix: bool,
+
+    /// Execute them, as root
+    #[arg(long, requires = "fix")]
+    pub(crate) apply: bool,
 }
 
 /// Only the options of `run`, as `VSWAP_ARGS` may hold them.

@@ -1,6 +1,8 @@
 //! `vswap doctor`: what this machine allows, tried rather than guessed where that leaves no trace, and the command that
 //! allows the rest.
 
+mod fix;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -10,12 +12,22 @@ use vswap_sys::system::{self, Capability, KernelVersion};
 use vswap_sys::uffd::{self, Uffd};
 use vswap_sys::{process, seccomp};
 
+use crate::cli;
 use crate::permission::{self, Refusal};
 use crate::rundir::RunDir;
 use crate::size::human;
 use crate::terminal;
 
 const KERNEL_MIN: KernelVersion = KernelVersion { major: 6, minor: 8, patch: 0 };
+
+const FOLLOW: &str = "\
+one of:
+sudo vswap doctor --fix --apply                 (gives CAP_SYS_PTRACE to this vswap)
+sudo vswap run ...                              (run it as root)
+docker run --cap-add SYS_PTRACE ...             (in a container)";
+const FOLLOW_IN_NAMESPACE: &str =
+    "a container that is not rootless, with CAP_SYS_PTRACE; only the machine's first user namespace counts";
+const RENOUNCE_NOTHING: &str = "sudo vswap run ...    (run it as root, with CAP_SYS_ADMIN)";
 
 /// How well something works.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -50,21 +62,25 @@ struct Report {
 }
 
 /// Looks at everything, prints it, and returns the exit status: 0 if `vswap run` works here, 1 if not.
-pub(crate) fn run(json: bool) -> u8 {
+pub(crate) fn run(options: &cli::Doctor) -> u8 {
+    if options.fix {
+        return fix::run(options.apply);
+    }
+    let gate = gate();
     let checks = vec![
         kernel(),
         userfaultfd(),
-        fork_events(),
+        fork_events(&gate),
         moving(),
         mappings(),
-        gate(),
+        gate,
         ptrace(),
         run_dir(),
         spill(),
         limits(),
     ];
     let verdict = checks.iter().map(|check| check.state).max().unwrap_or(State::Works);
-    let text = if json {
+    let text = if options.json {
         let report = Report { vswap: env!("CARGO_PKG_VERSION"), schema: 1, verdict, checks };
         serde_json::to_string_pretty(&report).expect("plain data") + "\n"
     } else {
@@ -126,7 +142,7 @@ fn userfaultfd() -> Check {
         detail,
         fix,
     };
-    match permission::probe() {
+    match permission::probe(false) {
         Err(refusal @ (Refusal::NoUserfaultfd | Refusal::Open | Refusal::Other(_))) => {
             check(State::Missing, refusal.to_string(), Some(refusal.remedy().into()))
         }
@@ -144,16 +160,24 @@ fn userfaultfd() -> Check {
     }
 }
 
-fn fork_events() -> Check {
+fn fork_events(gate: &Check) -> Check {
     let (id, name) = ("fork_events", "fork events");
     match opened().map(|fd| fd.api(uffd::EVENT_FORK)) {
         Some(Ok(_)) => {
             Check { id, name, state: State::Works, detail: "children are followed".into(), fix: None }
         }
         Some(Err(error)) if error.raw_os_error() == Some(libc::EPERM) => {
-            let refusal = Refusal::ForkEvents { namespace: !system::in_initial_user_namespace() };
-            let (detail, fix) = (refusal.to_string(), Some(refusal.remedy().into()));
-            Check { id, name, state: State::Missing, detail, fix }
+            let namespace = !system::in_initial_user_namespace();
+            let refusal = Refusal::ForkEvents { namespace };
+            if gate.state == State::Missing {
+                let (detail, fix) = (refusal.to_string(), Some(refusal.remedy().into()));
+                return Check { id, name, state: State::Missing, detail, fix };
+            }
+            let detail = format!(
+                "{refusal}: each fork waits until everything of its process is back in memory, above the limit if need be"
+            );
+            let fix = if namespace { FOLLOW_IN_NAMESPACE } else { FOLLOW };
+            Check { id, name, state: State::Degraded, detail, fix: Some(fix.into()) }
         }
         Some(Err(error)) => Check { id, name, state: State::Missing, detail: error.to_string(), fix: None },
         None => unknown(id, name),
@@ -206,11 +230,17 @@ fn mappings() -> Check {
 
 /// Tried in a child: a filter cannot be taken back.
 fn gate() -> Check {
-    let child = process::fork_with(|| match seccomp::install_gate(1) {
-        Ok(_) => 0,
-        Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+    let (id, name) = ("mremap_gate", "gate");
+    let privileged = system::has_capability(Capability::SysAdmin);
+    // Where no event tells of forks, there is no doing without it.
+    let needed = opened().is_some_and(|fd| fd.api(uffd::EVENT_FORK).is_err());
+    let child = process::fork_with(|| {
+        let renounced = if privileged { Ok(()) } else { seccomp::set_no_new_privs() };
+        match renounced.and_then(|()| seccomp::install_gate(1, needed)) {
+            Ok(_) => 0,
+            Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+        }
     });
-    let (id, name) = ("mremap_gate", "mremap gate");
     let errno = match child.and_then(process::wait) {
         Ok(status) => status.code().unwrap_or(libc::EIO),
         // With an agent's thread in us we cannot fork safely.
@@ -219,31 +249,36 @@ fn gate() -> Check {
             return Check { id, name, state: State::Degraded, detail, fix: None };
         }
     };
-    let consequence =
-        "if two threads move memory over each other within microseconds, the program is stopped";
-    let (state, detail, fix) = match errno {
-        0 => (State::Works, "mremap, and madvise without events, go through the pager".into(), None),
-        libc::EACCES | libc::EPERM => (
-            State::Degraded,
-            format!("needs CAP_SYS_ADMIN; without it, {consequence}"),
-            Some(
-                "sudo setcap cap_sys_ptrace,cap_sys_admin=ep \"$(command -v vswap)\"    (or run it as root)"
-                    .into(),
-            ),
-        ),
-        libc::EBUSY => (
-            State::Degraded,
-            format!("a seccomp filter with a listener is above us; so {consequence}"),
-            Some(
-                "a container without seccomp notification (docker run --security-opt seccomp=unconfined ...)"
-                    .into(),
-            ),
-        ),
-        errno => {
-            let error = io::Error::from_raw_os_error(errno);
-            (State::Degraded, format!("{error}; so {consequence}"), None)
+    let why = match errno {
+        0 if privileged => {
+            let detail = "what no event tells of goes through the pager".into();
+            return Check { id, name, state: State::Works, detail, fix: None };
         }
+        0 => {
+            let detail = "takes no_new_privs here: sudo and other set-user-id programs gain nothing inside; \
+                          --allow-new-privs lets them"
+                .to_owned()
+                + if needed {
+                    ", but is refused while there are no fork events"
+                } else {
+                    ", without the gate"
+                };
+            return Check { id, name, state: State::Degraded, detail, fix: Some(RENOUNCE_NOTHING.into()) };
+        }
+        libc::EBUSY => "a seccomp filter with a listener is above us".into(),
+        errno => io::Error::from_raw_os_error(errno).to_string(),
     };
+    let (state, detail) = if needed {
+        (State::Missing, format!("{why}; it takes the gate to stop forks at, or fork events"))
+    } else {
+        let detail = format!(
+            "{why}: if two threads move memory over each other within microseconds, the program is stopped"
+        );
+        (State::Degraded, detail)
+    };
+    let fix = (errno == libc::EBUSY).then(|| {
+        "a container without seccomp notification (docker run --security-opt seccomp=unconfined ...)".into()
+    });
     Check { id, name, state, detail, fix }
 }
 
@@ -345,7 +380,7 @@ mod tests {
         for check in [
             kernel(),
             userfaultfd(),
-            fork_events(),
+            fork_events(&limits()),
             moving(),
             mappings(),
             ptrace(),

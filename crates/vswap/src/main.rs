@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         Command::Run(run) => run::run(&run),
         Command::Status(options) => status::run(&options),
         Command::Reclaim(options) => reclaim::run(&options),
-        Command::Doctor(doctor) => doctor::run(doctor.json),
+        Command::Doctor(doctor) => doctor::run(&doctor),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "vswap", &mut text);

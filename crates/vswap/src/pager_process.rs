@@ -23,6 +23,7 @@ use vswap_sys::socket::{self, Listener};
 use crate::guardian;
 use crate::launch::Program;
 use crate::nested;
+use crate::permission::Means;
 use crate::report::{Message, Sender};
 use crate::rundir::RunDir;
 
@@ -35,6 +36,7 @@ pub(crate) struct Start {
     pub(crate) program: Program,
     /// CMD as the user wrote it, for `vswap status`.
     pub(crate) command: Vec<String>,
+    pub(crate) means: Means,
     pub(crate) run_dir: RunDir,
     pub(crate) secret: [u8; 16],
     pub(crate) cookie: u64,
@@ -84,6 +86,7 @@ pub(crate) fn main(
     let session = Session {
         listener,
         gate: started.gate,
+        fork_events: start.means.fork_events,
         secret: start.secret,
         control,
         identity: Identity {
@@ -131,10 +134,18 @@ fn start_command(start: &Start) -> Result<Started, (u8, String)> {
     }));
     let (ours, theirs) = socket::socketpair().map_err(internal)?;
     let plain = steps.clone();
+    if start.means.no_new_privs {
+        steps.push(Step::NoNewPrivs);
+    }
     let gate_step = steps.len();
-    steps.push(Step::Gate { cookie: start.cookie, socket: theirs.as_fd() });
+    let stop_forks = !start.means.fork_events;
+    steps.push(Step::Gate { cookie: start.cookie, stop_forks, socket: theirs.as_fd() });
     let mut warnings = Vec::new();
     let spawned = match process::spawn(&program, &steps) {
+        Err(SpawnError::Step(step, errno)) if step == gate_step && stop_forks => {
+            let why = why_no_gate(errno);
+            return Err((125, format!("no permission to follow forks, and no gate to stop them at ({why})")));
+        }
         Err(SpawnError::Step(step, errno)) if step == gate_step => {
             warnings.push(no_gate(errno));
             process::spawn(&program, &plain).map(|pid| (pid, None))
@@ -155,13 +166,17 @@ fn start_command(start: &Start) -> Result<Started, (u8, String)> {
     }
 }
 
-/// What it means that the gate could not be installed.
-fn no_gate(errno: i32) -> String {
-    let why = match errno {
+fn why_no_gate(errno: i32) -> String {
+    match errno {
         libc::EACCES | libc::EPERM => "needs CAP_SYS_ADMIN".into(),
         libc::EBUSY => "the container runtime's seccomp filter has a listener already".into(),
         _ => io::Error::from_raw_os_error(errno).to_string(),
-    };
+    }
+}
+
+/// What it means that the gate could not be installed.
+fn no_gate(errno: i32) -> String {
+    let why = why_no_gate(errno);
     format!(
         "mremap is not serialised ({why}): if two threads move memory over each other within microseconds, vswap \
          stops the program instead of guessing"

@@ -2,6 +2,12 @@
 //!
 //! Two parties need something: the agent, with the privileges of CMD, opens the userfaultfd; the pager, with ours, switches
 //! it on. A vswap with file capabilities has more than its CMD will have: so opening is judged by what CMD keeps.
+//!
+//! | | without | so |
+//! | --- | --- | --- |
+//! | opening a userfaultfd | nothing can be paged | refused |
+//! | fork events (`CAP_SYS_PTRACE`) | a child reads zeros for what is away | the gate stops forks, or refused |
+//! | the gate without `no_new_privs` (`CAP_SYS_ADMIN`) | filters are for those who renounce privileges | CMD does, unless it may not |
 
 use std::fmt;
 use std::io;
@@ -17,7 +23,7 @@ pub(crate) enum Refusal {
     NoUserfaultfd,
     /// CMD may not open one.
     Open,
-    /// We may not follow forks.
+    /// We may not follow forks, and have no gate to stop them at.
     ForkEvents {
         /// We are not in the machine's first user namespace, where alone the capability counts.
         namespace: bool,
@@ -36,18 +42,21 @@ impl Refusal {
             Self::Open => {
                 "one of:\n\
                  sudo vswap run ...                              (run it as root)\n\
-                 sudo sysctl vm.unprivileged_userfaultfd=1       (allow it to every user of the machine)\n\
-                 sudo chmod 0666 /dev/userfaultfd                (the same, until the next boot)\n\
-                 docker run --device /dev/userfaultfd --cap-add SYS_PTRACE ...    (in a container)"
+                 sudo vswap doctor --fix --apply                 (allow it to a group of users, for good)\n\
+                 sudo sysctl vm.unprivileged_userfaultfd=1       (allow it to every user, until the next boot)\n\
+                 docker run --device /dev/userfaultfd ...        (in a container)"
             }
             Self::ForkEvents { namespace: false } => {
                 "one of:\n\
+                 vswap run ...                                   (without --allow-new-privs)\n\
                  sudo vswap run ...                              (run it as root)\n\
                  sudo setcap cap_sys_ptrace,cap_sys_admin=ep \"$(command -v vswap)\"    (once)\n\
                  docker run --device /dev/userfaultfd --cap-add SYS_PTRACE ...        (in a container)"
             }
             Self::ForkEvents { namespace: true } => {
-                "a container that is not rootless, or vswap outside of it, around the container's program"
+                "one of:\n\
+                 vswap run ...                                   (without --allow-new-privs)\n\
+                 a container that is not rootless, or vswap outside of it, around the container's program"
             }
             Self::Features(_) => "Linux 6.8 or newer (see uname -r)",
             Self::Other(_) => "see `vswap doctor`",
@@ -77,23 +86,44 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// Opens a userfaultfd as CMD would and switches it on as the pager will; then lets it go.
+/// How it can be done here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Means {
+    /// Events tell of forks; else the gate has to stop them.
+    pub(crate) fork_events: bool,
+    /// For the gate, CMD has to renounce gains of privilege.
+    pub(crate) no_new_privs: bool,
+}
+
+/// Opens a userfaultfd as CMD would and switches it on as the pager will; then lets it go. `allow_new_privs`: CMD must not
+/// renounce anything.
 ///
 /// # Errors
 ///
 /// What is missing.
-pub(crate) fn probe() -> Result<(), Refusal> {
+pub(crate) fn probe(allow_new_privs: bool) -> Result<Means, Refusal> {
     let opened = open_as_command().map_err(|error| match error.raw_os_error() {
         Some(libc::ENOSYS) => Refusal::NoUserfaultfd,
         Some(libc::ENOENT) if system::unprivileged_userfaultfd().is_none() => Refusal::NoUserfaultfd,
         Some(libc::EPERM | libc::EACCES | libc::ENOENT) => Refusal::Open,
         _ => Refusal::Other(error),
     })?;
-    opened.api(uffd::FEATURES).map(drop).map_err(|error| match error.raw_os_error() {
-        Some(libc::EPERM) => Refusal::ForkEvents { namespace: !system::in_initial_user_namespace() },
+    let answer = match opened.api(uffd::FEATURES) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            opened.api(uffd::FEATURES & !uffd::EVENT_FORK).map(|_| false)
+        }
+        answer => answer.map(|_| true),
+    };
+    let fork_events = answer.map_err(|error| match error.raw_os_error() {
         Some(libc::EINVAL) => Refusal::Features(error),
         _ => Refusal::Other(error),
-    })
+    })?;
+    let privileged = system::has_capability(Capability::SysAdmin);
+    let renounced = rustix::thread::no_new_privs().unwrap_or(false);
+    if !fork_events && allow_new_privs && !privileged && !renounced {
+        return Err(Refusal::ForkEvents { namespace: !system::in_initial_user_namespace() });
+    }
+    Ok(Means { fork_events, no_new_privs: !privileged && !allow_new_privs })
 }
 
 /// A userfaultfd, if CMD will be able to open one.

@@ -21,6 +21,7 @@ use crate::cli::{self, RunOptions};
 use crate::front::{self, Outcome};
 use crate::launch::{self, Program};
 use crate::pager_process::{self, Start};
+use crate::permission::Means;
 use crate::report::{self, Message};
 use crate::rundir::{self, RunDir};
 use crate::size::{Memory, human};
@@ -107,7 +108,7 @@ fn attempt(run: &cli::Run) -> Result<Outcome, Failure> {
         }
         remark(options, &format!("running unpaged: {why}"));
     }
-    permission::probe().map_err(|refusal| {
+    let means = permission::probe(options.allow_new_privs).map_err(|refusal| {
         let remedy = refusal.remedy().replace('\n', "\n  ");
         own(format!("{refusal}\nIt takes {remedy}\nNothing was started; `vswap doctor` has the details."))
     })?;
@@ -115,7 +116,7 @@ fn attempt(run: &cli::Run) -> Result<Outcome, Failure> {
     for warning in &warnings {
         remark(options, warning);
     }
-    let mut outcome = start(run, program, config)?;
+    let mut outcome = start(run, program, config, means)?;
     warnings.append(&mut outcome.warnings);
     if let Some(summary) = &mut outcome.summary {
         summary.warnings.splice(0..0, warnings);
@@ -175,7 +176,7 @@ fn configure(options: &RunOptions) -> Result<(Config, Vec<String>), Failure> {
 }
 
 /// Starts the guardian, the pager and CMD, and waits.
-fn start(run: &cli::Run, program: Program, config: Config) -> Result<Outcome, Failure> {
+fn start(run: &cli::Run, program: Program, config: Config, means: Means) -> Result<Outcome, Failure> {
     let io = |what: &'static str| move |error: io::Error| own(format!("{what}: {error}"));
     // Before anything could die: a parent that ignores SIGCHLD has left us unable to wait for children.
     let dispositions = vec![
@@ -187,7 +188,8 @@ fn start(run: &cli::Run, program: Program, config: Config) -> Result<Outcome, Fa
     let secret: [u8; 16] = rundir::random().map_err(io("/dev/urandom"))?;
     let cookie = u64::from_ne_bytes(rundir::random().map_err(io("/dev/urandom"))?);
     let run_dir = RunDir::create(&|socket| {
-        agent_image::image(socket, secret, cookie).map_err(|error| io::Error::other(error.to_string()))
+        agent_image::image(socket, secret, cookie, !means.fork_events)
+            .map_err(|error| io::Error::other(error.to_string()))
     })
     .map_err(own)?;
     let mask = signals::block_all();
@@ -210,6 +212,7 @@ fn start(run: &cli::Run, program: Program, config: Config) -> Result<Outcome, Fa
         config,
         program,
         command: run.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        means,
         run_dir,
         secret,
         cookie,

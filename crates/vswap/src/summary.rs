@@ -244,7 +244,7 @@ fn write_text(
     }
     writeln!(
         out,
-        "{}{}, {}, {}, {}, mremap gate {}",
+        "{}{}, {}, {}, {}, gate {}",
         head("Tree"),
         count(s.address_spaces, "address space"),
         count(s.forks, "fork"),

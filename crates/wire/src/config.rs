@@ -7,7 +7,7 @@
 //! ```text
 //! offset  0   16 bytes  magic, found exactly once in the library
 //!        16  108 bytes  path of the pager's socket, NUL-terminated
-//!       124    4 bytes  flags: bit 0 = patched
+//!       124    4 bytes  flags: bit 0 = patched, bit 1 = forks are stopped at the gate
 //!       128   16 bytes  secret of the run
 //!       144    8 bytes  cookie that lets the agent's calls pass the gate
 //! ```
@@ -27,6 +27,7 @@ const COOKIE: usize = 144;
 const SIZE: usize = 152;
 
 const PATCHED: u32 = 1;
+const FORKS_STOPPED: u32 = 2;
 
 const _: () = assert!(size_of::<Config>() == SIZE);
 
@@ -86,6 +87,7 @@ impl Config {
         socket_path: &[u8],
         secret: [u8; 16],
         cookie: u64,
+        forks_stopped: bool,
     ) -> Result<(), PatchError> {
         if socket_path.is_empty() || socket_path.len() > SOCKET_PATH_MAX || socket_path.contains(&0) {
             return Err(PatchError::Path(socket_path.len()));
@@ -98,7 +100,8 @@ impl Config {
         };
         block[PATH..FLAGS].fill(0);
         block[PATH..PATH + socket_path.len()].copy_from_slice(socket_path);
-        block[FLAGS..SECRET].copy_from_slice(&PATCHED.to_le_bytes());
+        let flags = if forks_stopped { PATCHED | FORKS_STOPPED } else { PATCHED };
+        block[FLAGS..SECRET].copy_from_slice(&flags.to_le_bytes());
         block[SECRET..COOKIE].copy_from_slice(&secret);
         block[COOKIE..SIZE].copy_from_slice(&cookie.to_le_bytes());
         Ok(())
@@ -117,6 +120,11 @@ impl Config {
             Some(path) if path.len() <= SOCKET_PATH_MAX => path,
             _ => &[],
         }
+    }
+
+    /// Whether the gate stops forks: then whoever has forked says that it is over, by another call that the gate stops.
+    pub fn forks_stopped(&self) -> bool {
+        u32::from_le(self.flags) & FORKS_STOPPED != 0
     }
 
     /// The secret of the run.
@@ -153,10 +161,10 @@ mod tests {
     #[test]
     fn patches_the_block_and_nothing_else() {
         let mut image = image(&[300]);
-        Config::patch(&mut image, b"/run/x/pager", [3; 16], 0x0123_4567_89ab_cdef).unwrap();
+        Config::patch(&mut image, b"/run/x/pager", [3; 16], 0x0123_4567_89ab_cdef, true).unwrap();
         let block = &image[300..300 + SIZE];
         assert_eq!(&block[..PATH + 13], b"\x9a\xfevswap-agent-\xc3\x01/run/x/pager\0");
-        assert_eq!(&block[FLAGS..SECRET], &[1, 0, 0, 0]);
+        assert_eq!(&block[FLAGS..SECRET], &[3, 0, 0, 0]);
         assert_eq!(&block[SECRET..COOKIE], &[3; 16]);
         assert_eq!(&block[COOKIE..], &0x0123_4567_89ab_cdefu64.to_le_bytes());
         assert!(image[..300].iter().chain(&image[300 + SIZE..]).all(|byte| *byte == 0xcc));
@@ -166,7 +174,7 @@ mod tests {
     fn only_exactly_one_whole_block_will_do() {
         for (blocks, found) in [(&[][..], 0), (&[10, 400], 2), (&[1000], 0)] {
             let mut bytes = image(blocks);
-            assert_eq!(Config::patch(&mut bytes, b"/a", [0; 16], 0), Err(PatchError::Blocks(found)));
+            assert_eq!(Config::patch(&mut bytes, b"/a", [0; 16], 0, false), Err(PatchError::Blocks(found)));
             assert_eq!(bytes, image(blocks));
         }
     }
@@ -174,9 +182,12 @@ mod tests {
     #[test]
     fn paths_are_bounded() {
         for path in [&b""[..], b"/a\0b", &[b'x'; 108]] {
-            assert_eq!(Config::patch(&mut image(&[0]), path, [0; 16], 0), Err(PatchError::Path(path.len())));
+            assert_eq!(
+                Config::patch(&mut image(&[0]), path, [0; 16], 0, false),
+                Err(PatchError::Path(path.len()))
+            );
         }
-        assert_eq!(Config::patch(&mut image(&[0]), &[b'x'; 107], [0; 16], 0), Ok(()));
+        assert_eq!(Config::patch(&mut image(&[0]), &[b'x'; 107], [0; 16], 0, false), Ok(()));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The thread at the mremap gate: receives at once, finds the address space, hands over.
+//! The thread at the gate: receives at once, finds the address space, hands over.
 //!
 //! An mremap of an address space that has a server waits there for its grant. One that has none yet, because nothing
 //! of it was ever registered, is executed by its agent right away, under the lock that starting a server takes too.
@@ -16,6 +16,7 @@ use vswap_wire as wire;
 
 use crate::proto::{Call, Mremap};
 
+use super::forks::{Stopped, copied_by};
 use super::port::wire_call;
 use super::shared::Shared;
 use super::tenant::{Equipment, Note, Tenant};
@@ -46,6 +47,13 @@ impl GateKeeper {
     }
 
     fn pass(&mut self, call: Notification) {
+        self.shared.forks.over(call.tid);
+        if call.call() == GatedCall::Fork {
+            return self.pass_fork(call);
+        }
+        if changes_nothing(&call) {
+            return self.reply(&call, Reply::Continue);
+        }
         let Some(tenant) = self.tenant_of(call.tid) else {
             return self.reply(&call, Reply::Continue);
         };
@@ -64,34 +72,69 @@ impl GateKeeper {
         }
     }
 
+    /// A fork goes on when everything that it copies is resident.
+    fn pass_fork(&mut self, call: Notification) {
+        let pid = match self.process_of(call.tid) {
+            Ok(pid) => pid,
+            Err(error) => {
+                let gone = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH));
+                // Without knowing what is copied it must not go on; fork may always fail like this.
+                return self.reply(&call, if gone { Reply::Continue } else { Reply::Errno(libc::EAGAIN) });
+            }
+        };
+        self.shared.forks.begin(call.tid, pid, call.nr);
+        let (tenants, memory) = copied_by(&self.shared.all_tenants(), call.tid, pid);
+        self.shared.forks.copies(call.tid, memory);
+        let stopped = Stopped::new(self.shared.clone(), self.gate.clone(), call);
+        for tenant in tenants {
+            self.shared.meters.forks.fetch_add(1, Relaxed);
+            tenant.shares.store(true, Relaxed);
+            // Without a server nothing of it is away; one that starts now sees that it has to hold.
+            if tenant.idle.lock().is_none() {
+                tenant.tell(Note::Fork(stopped.clone()));
+            }
+        }
+    }
+
     fn reply(&self, call: &Notification, reply: Reply) {
         // The caller may have been killed meanwhile.
         let _ = self.gate.respond(call.id, reply);
     }
 
+    /// The process of a thread.
+    fn process_of(&mut self, tid: u32) -> std::io::Result<u32> {
+        let known = self.threads.get(&tid).copied().filter(|&tgid| process::tgkill_check(tgid, tid));
+        if let Some(tgid) = known {
+            return Ok(tgid);
+        }
+        let tgid = process::status(tid)?.tgid;
+        if self.threads.len() >= CACHED_THREADS {
+            self.threads.clear();
+        }
+        self.threads.insert(tid, tgid);
+        Ok(tgid)
+    }
+
     /// The address space that a thread runs in.
     fn tenant_of(&mut self, tid: u32) -> Option<Arc<Tenant>> {
-        let known = self.threads.get(&tid).copied().filter(|&tgid| process::tgkill_check(tgid, tid));
-        let tgid = match known {
-            Some(tgid) => tgid,
-            None => {
-                let tgid = process::status(tid).ok()?.tgid;
-                if self.threads.len() >= CACHED_THREADS {
-                    self.threads.clear();
-                }
-                self.threads.insert(tid, tgid);
-                tgid
-            }
-        };
+        let tgid = self.process_of(tid).ok()?;
         self.shared.tenants.lock().values().find(|tenant| tenant.pid.load(Relaxed) == tgid).cloned()
     }
+}
+
+/// Whether it is an madvise of nothing: so the agent tells that a fork is over.
+fn changes_nothing(call: &Notification) -> bool {
+    call.call() == GatedCall::Madvise && call.args[1] == 0
 }
 
 /// The call that a thread waits with.
 pub fn gated_call(call: &Notification) -> Call {
     let [a, b, c, d, e, _] = call.args;
     match call.call() {
-        GatedCall::Mremap => Call::Mremap(Mremap { old: a, old_len: b, new_len: c, flags: d, new: e }),
+        // Forks do not get here.
+        GatedCall::Mremap | GatedCall::Fork => {
+            Call::Mremap(Mremap { old: a, old_len: b, new_len: c, flags: d, new: e })
+        }
         GatedCall::Madvise => Call::Madvise { start: a, len: b, advice: c & u64::from(u32::MAX) },
     }
 }

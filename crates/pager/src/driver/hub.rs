@@ -14,7 +14,7 @@ use vswap_sys::seccomp::Gate;
 use vswap_sys::shared::SharedPages;
 use vswap_sys::socket::{Conn, Listener};
 use vswap_sys::system;
-use vswap_sys::uffd::{FEATURES, RegisterMode, Uffd};
+use vswap_sys::uffd::{EVENT_FORK, FEATURES, RegisterMode, Uffd};
 use vswap_tiers::{FileTier, Pool};
 use vswap_wire as wire;
 
@@ -50,6 +50,8 @@ pub struct Session {
     pub listener: Listener,
     /// The mremap gate, if this machine allows one.
     pub gate: Option<Gate>,
+    /// We may ask for fork events. If not, the gate must be one that stops forks.
+    pub fork_events: bool,
     /// What every agent of this run knows.
     pub secret: [u8; 16],
     /// Where `vswap status` and its like connect.
@@ -84,6 +86,7 @@ struct Hub {
     /// Readable once the program has ended; without it the next tick notices.
     root_end: Option<OwnedFd>,
     root_ended: bool,
+    gate: Option<Arc<Gate>>,
     allow_unpaged: bool,
     /// Connected, not yet introduced.
     strangers: Vec<Conn>,
@@ -104,7 +107,7 @@ impl Hub {
         let pool: Arc<dyn Tier> = Arc::new(Pool::new(pool_limit));
         let space = Arc::new(VirtualSwap::new(SpaceConfig { pool: Some(pool), tiers, max_frames: frames }));
         let gate = session.gate.map(Arc::new);
-        let shared = Arc::new(Shared::new(space, gate.is_some())?);
+        let shared = Arc::new(Shared::new(space, gate.is_some(), session.fork_events)?);
         let peaks = Arc::new(Mutex::new(Peaks::default()));
         let thread = |name: &str, body: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.into()).stack_size(512 << 10).spawn(body).map(drop)
@@ -114,8 +117,14 @@ impl Hub {
                 GateKeeper { shared: shared.clone(), gate: gate.clone(), threads: Default::default() };
             thread("gate", Box::new(|| keeper.run()))?;
         }
-        let governor =
-            Governor::new(shared.clone(), gate, config.limit, spills, identity.guardian, peaks.clone())?;
+        let governor = Governor::new(
+            shared.clone(),
+            gate.clone(),
+            config.limit,
+            spills,
+            identity.guardian,
+            peaks.clone(),
+        )?;
         thread("governor", Box::new(|| governor.run()))?;
         let control = Control {
             shared: shared.clone(),
@@ -141,6 +150,7 @@ impl Hub {
             guardian: identity.guardian,
             root_end: process::pidfd_open(identity.root).ok(),
             root_ended: false,
+            gate,
             allow_unpaged: config.allow_unpaged,
             strangers: Vec::new(),
         })
@@ -158,11 +168,16 @@ impl Hub {
                 continue;
             }
             self.reap(root_ended);
-            if self.root_ended && self.shared.tenants.lock().is_empty() {
+            if self.root_ended && self.shared.tenants.lock().is_empty() && self.is_deserted() {
                 return Ok(self.summary());
             }
             self.wait();
         }
+    }
+
+    /// Whether nobody is left who would wait at the gate. Were we gone, calls there would fail.
+    fn is_deserted(&self) -> bool {
+        self.gate.as_ref().is_none_or(|gate| gate.is_deserted().unwrap_or(true))
     }
 
     fn summary(&self) -> Summary {
@@ -297,12 +312,16 @@ impl Hub {
         };
         let staging = agent.staging..agent.staging + wire::BATCH_PAGES as u64 * PAGE;
         let allowed = uffd
-            .api(FEATURES)
+            .api(if self.shared.fork_events { FEATURES } else { FEATURES & !EVENT_FORK })
             .map_err(text)
             .and_then(|_| uffd.register(staging, RegisterMode::WP).map_err(|errno| format!("errno {errno}")));
         let welcome = wire::Welcome { accepted: allowed.is_ok(), reason: 0 };
         let mut buffer = wire::buffer();
-        agent.conn.send(welcome.encode(&mut buffer), &[]).map_err(text)?;
+        match agent.conn.send(welcome.encode(&mut buffer), &[]) {
+            // It was killed meanwhile: it does not run unpaged, it does not run.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            sent => sent.map_err(text)?,
+        }
         allowed?;
         let equipment = Equipment { uffd, agent: Some(agent), beacon: greeting.beacon, may_wipe: false };
         let tenant = Tenant::new(self.shared.new_id(), 0, pid, Some(equipment)).map_err(text)?;

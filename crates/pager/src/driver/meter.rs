@@ -106,8 +106,12 @@ pub struct Meters {
     pub fail_stops: AtomicU64,
     /// Address spaces seen.
     pub address_spaces: AtomicU64,
-    /// FORK events.
+    /// FORK events, or forks stopped at the gate.
     pub forks: AtomicU64,
+    /// Pages brought back before forks that no event tells of.
+    pub fork_pages: AtomicU64,
+    /// Nanoseconds that such forks waited.
+    pub fork_wait_ns: AtomicU64,
 }
 
 impl Meters {

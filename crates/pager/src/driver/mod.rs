@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | hub (main) | welcomes agents, reaps, ends | address spaces without a server |
 //! | `serve-PID`, one per address space with something registered | faults, events, eviction | its page table and protocol state |
-//! | gate | receives mremaps | – |
+//! | gate | receives mremaps, and forks where no event tells of them | – |
 //! | governor | measures, asks for pages, holds first touches | the figures |
 //! | control | answers on the control socket | its connections |
 //! | watchdog | says which fault has waited for over a second, and why | – |
@@ -13,6 +13,7 @@
 //! Nobody holds a lock while waiting for a target.
 
 mod control;
+mod forks;
 mod freeze;
 mod gate;
 mod governor;

@@ -99,8 +99,9 @@ impl Port {
                 self.pagemap = Some(pagemap);
             }
             (Err(error), _) | (_, Err(error)) => {
+                // Of a process that is ending, /proc says that it is root's.
                 let ended = matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT));
-                if !ended {
+                if !ended && self.alive() {
                     self.shared.warn(format!("process {pid} cannot be evicted from: {error}"));
                 }
             }
@@ -124,7 +125,8 @@ impl Port {
                 // Nothing is known: ask again.
                 Err(_) => Answer::Changing,
             },
-            Command::Copy { addr, slots, fault } => {
+            Command::Copy { addr, slots, fault: None } => self.copy(addr, &slots),
+            Command::Copy { addr, slots, fault: Some(fault) } => {
                 self.tenant.watch.loads(&fault);
                 let answer = self.copy(addr, &slots);
                 self.tenant.watch.loaded();
@@ -460,7 +462,8 @@ fn installed(result: Result<usize, Partial>, count: usize) -> Answer {
         Err(Partial { done, errno }) => {
             let stop = match errno {
                 libc::EAGAIN if done > 0 => Stop::Short,
-                libc::EAGAIN => Stop::Changing,
+                // No memory for the page: nothing is known of the place, so it is asked again.
+                libc::EAGAIN | libc::ENOMEM => Stop::Changing,
                 libc::EEXIST => Stop::Exists,
                 libc::ESRCH => return Answer::Gone,
                 _ => Stop::Missing,

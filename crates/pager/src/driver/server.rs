@@ -17,6 +17,7 @@ use vswap_sys::seccomp::{Gate, Notification, Reply};
 use vswap_sys::uffd::{Message, RegisterMode, Uffd};
 use vswap_wire as wire;
 
+use super::forks::Stopped;
 use super::freeze::Freezer;
 use super::gate::{GUARD_INSTALL, gated_call, wipes};
 use super::port::Port;
@@ -42,6 +43,8 @@ const CACHED_THREADS: usize = 64;
 /// A ring that was not used for so long gives its memory back.
 const RING_IDLE: Duration = Duration::from_millis(500);
 const USER_END: u64 = 1 << 47;
+/// Pages that come back in one turn while a fork waits.
+const RECALL_PAGES: u64 = 1024;
 
 /// Serves one address space until it is gone.
 pub struct Server {
@@ -53,6 +56,8 @@ pub struct Server {
     children: HashMap<ChildKey, Uffd>,
     living: HashMap<ChildKey, Arc<Tenant>>,
     calls: HashMap<Ticket, Notification>,
+    /// Forks that wait until everything is resident.
+    forking: Vec<Arc<Stopped>>,
     beacon_waits: bool,
     throttled: bool,
     faults: u32,
@@ -107,6 +112,7 @@ impl Server {
             children: HashMap::new(),
             living: HashMap::new(),
             calls: HashMap::new(),
+            forking: Vec::new(),
             beacon_waits: false,
             throttled: false,
             faults: 0,
@@ -138,6 +144,7 @@ impl Server {
             let evicted = self.ask();
             self.read();
             self.advance();
+            self.let_forks_go();
             self.account(evicted);
             self.publish();
             if !self.space.is_gone() {
@@ -160,6 +167,7 @@ impl Server {
                 Note::ParentClosed => self.space.input(Input::ParentClosed),
                 Note::Agent(agent) => self.welcome(agent),
                 Note::Call(call) => self.gated(call),
+                Note::Fork(stopped) => self.forking.push(stopped),
             }
             self.advance();
         }
@@ -433,7 +441,10 @@ impl Server {
     /// Asks the protocol for one batch, if pages should leave: it takes the first moment without a window, which may
     /// be a short one between two messages. Says how many pages have left so far.
     fn ask(&mut self) -> u64 {
-        if self.port.can_evict() {
+        self.space.input(Input::Recall(if self.forking.is_empty() { 0 } else { RECALL_PAGES }));
+        if !self.forking.is_empty() || self.shared.forks.hold(&self.tenant) {
+            self.space.input(Input::Evict(0));
+        } else if self.port.can_evict() {
             if self.tenant.register.swap(false, Relaxed) {
                 self.space.input(Input::RegisterAll(true));
             }
@@ -441,6 +452,13 @@ impl Server {
         }
         self.settle();
         self.tenant.evictions.load(Relaxed)
+    }
+
+    /// Forks go on when nothing is away any more. They are among those that hold until they are known to be over.
+    fn let_forks_go(&mut self) {
+        if self.space.evicted() == 0 {
+            self.forking.clear();
+        }
     }
 
     /// Finds out whether pages may leave again that a REMOVE has named.
@@ -489,6 +507,7 @@ impl Server {
         self.tenant.footprint.store(self.space.footprint() as u64, Relaxed);
         let counters = self.space.counters();
         self.shared.meters.windows.fetch_add(counters.windows - self.counted.windows, Relaxed);
+        self.shared.meters.fork_pages.fetch_add(counters.recalled - self.counted.recalled, Relaxed);
         self.counted = counters;
     }
 
@@ -517,7 +536,8 @@ impl Server {
         } else {
             self.quiet_tries = 0;
             self.freezer.quiet();
-            if self.tenant.wanted.load(Relaxed) > 0 && self.port.can_evict() {
+            let evicts = self.tenant.wanted.load(Relaxed) > 0 && self.port.can_evict();
+            if evicts || !self.forking.is_empty() {
                 Some(Duration::ZERO)
             } else if self.space.held_faults() > 0 {
                 Some(Duration::from_millis(2))

@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use vswap_core::{GroupId, VirtualSwap};
 use vswap_sys::poll::EventFd;
 
+use super::forks::Forks;
 use super::meter::Meters;
 use super::reclaim::Wish;
 use super::tenant::Tenant;
@@ -37,6 +38,10 @@ pub struct Shared {
     pub wish: Wish,
     /// mremaps come through the gate.
     pub gated: bool,
+    /// Events tell of forks; else the gate stops them.
+    pub fork_events: bool,
+    /// Those that it has stopped.
+    pub forks: Forks,
     /// When the run began.
     pub started: Instant,
     /// Names and reasons of processes that run unpaged, and other things that the user should know.
@@ -54,7 +59,7 @@ pub struct Shared {
 
 impl Shared {
     /// A pager for this space.
-    pub fn new(space: Arc<VirtualSwap>, gated: bool) -> std::io::Result<Self> {
+    pub fn new(space: Arc<VirtualSwap>, gated: bool, fork_events: bool) -> std::io::Result<Self> {
         Ok(Self {
             space,
             group: GroupId(0),
@@ -65,6 +70,8 @@ impl Shared {
             stuck: AtomicBool::new(false),
             wish: Wish::default(),
             gated,
+            fork_events,
+            forks: Forks::default(),
             started: Instant::now(),
             unpaged: Mutex::default(),
             warnings: Mutex::default(),

@@ -69,6 +69,8 @@ pub fn summary(shared: &Shared, peaks: &Peaks) -> Summary {
         fail_stops: meters.fail_stops.load(Relaxed),
         address_spaces: meters.address_spaces.load(Relaxed),
         forks: meters.forks.load(Relaxed),
+        fork_pages: meters.fork_pages.load(Relaxed),
+        fork_wait_ms: meters.fork_wait_ns.load(Relaxed) / 1_000_000,
         gate: shared.gated,
         unpaged: shared.unpaged.lock().clone(),
         warnings: shared.warnings.lock().clone(),

@@ -13,6 +13,7 @@ use vswap_sys::shared::SharedPages;
 use vswap_sys::socket::Conn;
 use vswap_sys::uffd::Uffd;
 
+use super::forks::Stopped;
 use super::watch::Watch;
 
 /// The agent inside an address space.
@@ -45,6 +46,8 @@ pub struct Equipment {
 pub enum Note {
     /// A thread of the address space waits at the gate.
     Call(Notification),
+    /// A thread that is about to copy the address space waits at the gate until everything is resident.
+    Fork(Arc<Stopped>),
     /// The parent's window has closed.
     ParentClosed,
     /// The forked child's agent has greeted.

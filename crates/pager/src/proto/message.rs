@@ -98,6 +98,8 @@ pub enum Input {
     Throttle(bool),
     /// So many more pages should leave.
     Evict(u64),
+    /// So many evicted pages should come back, though nobody waits for them.
+    Recall(u64),
     /// Whether mappings should be registered before anything of them is evicted, so that first touches can be held.
     RegisterAll(bool),
 }
@@ -115,8 +117,8 @@ pub enum Command {
         addr: u64,
         /// Their slots, a page each.
         slots: Vec<SlotId>,
-        /// The fault that it serves.
-        fault: Fault,
+        /// The fault that it serves, if it serves one.
+        fault: Option<Fault>,
     },
     /// Install `pages` zero pages from `addr` on.
     Zero {

@@ -9,6 +9,7 @@ mod fork;
 mod marks;
 mod message;
 mod ranges;
+mod recall;
 mod rules;
 mod serve;
 mod space;

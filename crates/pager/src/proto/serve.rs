@@ -40,7 +40,7 @@ impl AddressSpace {
         let addr = fault.addr & !(PAGE - 1);
         match slots {
             [] => Command::Zero { addr, pages: alone(fault, pages), fault },
-            slots => Command::Copy { addr, slots: slots.to_vec(), fault },
+            slots => Command::Copy { addr, slots: slots.to_vec(), fault: Some(fault) },
         }
     }
 

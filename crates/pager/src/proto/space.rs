@@ -31,6 +31,8 @@ pub struct Counters {
     pub stale: u64,
     /// Arrivals whose fate a probe decided.
     pub probed: u64,
+    /// Pages that came back because the driver wanted them to.
+    pub recalled: u64,
 }
 
 /// What is being done; each job knows the command it waits for.
@@ -40,6 +42,8 @@ pub(super) enum Job {
     Idle,
     /// Installing pages for a fault, from slots, or zeros where there are none.
     Serving { fault: Fault, slots: Vec<SlotId>, pages: u64 },
+    /// Installing pages that nobody waits for, before a fork.
+    Recalling { addr: u64, slots: Vec<SlotId> },
     /// Zeros around a page that was written to.
     Around { fault: Fault, pages: u64 },
     /// A granted call is being handed to the agent.
@@ -79,6 +83,8 @@ pub struct AddressSpace {
     pub(super) streams: Streams,
     pub(super) job: Job,
     pub(super) evict: u64,
+    /// So many evicted pages should come back.
+    pub(super) recall: u64,
     pub(super) register_all: bool,
     pub(super) evict_hand: u64,
     pub(super) register_hand: u64,
@@ -205,6 +211,7 @@ impl AddressSpace {
             Input::ParentClosed => self.parent_open = false,
             Input::Throttle(on) => self.throttled = on,
             Input::Evict(pages) => self.evict = pages,
+            Input::Recall(pages) => self.recall = pages,
             Input::RegisterAll(on) => self.register_all = on,
         }
     }
@@ -244,6 +251,9 @@ impl AddressSpace {
         Some(match &self.job {
             Job::Idle => return None,
             Job::Serving { fault, slots, pages } => self.install(*fault, slots, *pages),
+            Job::Recalling { addr, slots } => {
+                Command::Copy { addr: *addr, slots: slots.clone(), fault: None }
+            }
             Job::Around { fault, pages } => Command::Zero { addr: fault.addr, pages: *pages, fault: *fault },
             Job::Granting(ticket, call) => Command::Execute(*ticket, *call),
             Job::Quieting => Command::Probe,
@@ -280,6 +290,9 @@ impl AddressSpace {
             if let Some(job) = self.serve(fault) {
                 return Some(job);
             }
+        }
+        if let Some(job) = self.recall() {
+            return Some(job);
         }
         if self.evict == 0 && !self.register_all {
             return None;
@@ -323,6 +336,7 @@ impl AddressSpace {
         match job {
             Job::Idle | Job::Granting(..) => {}
             Job::Serving { fault, slots, pages } => self.served(fault, slots.len(), pages, answer),
+            Job::Recalling { addr, slots } => self.recalled(addr, &slots, answer),
             Job::Around { fault, .. } => self.served_around(fault, answer),
             Job::Quieting => self.quieted(answer),
             Job::Deciding(doubts) => self.decided(doubts, answer),

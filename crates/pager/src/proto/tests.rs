@@ -672,3 +672,42 @@ fn without_a_gate_what_one_thread_unmapped_and_grew_over_does_not_move_on() {
         assert_eq!(kernel.present[&(B + page * PAGE)], value);
     }
 }
+
+#[test]
+fn a_recall_brings_everything_back_in_turns() {
+    let (mut kernel, mut space) = evicted(40);
+    space.input(Input::Recall(33));
+    kernel.run(&mut space);
+    assert_eq!((space.evicted(), kernel.held()), (7, 7));
+    space.input(Input::Recall(33));
+    kernel.run(&mut space);
+    assert_eq!((space.evicted(), space.counters().recalled), (0, 40));
+    assert!((0..40).all(|i| kernel.present[&(A + i * PAGE)] == 100 + i));
+}
+
+#[test]
+fn a_recall_waits_for_changes_and_does_not_cross_mappings() {
+    let (mut kernel, mut space) = evicted(4);
+    kernel.changing = true;
+    space.input(Input::Recall(8));
+    kernel.run(&mut space);
+    assert_eq!(space.evicted(), 4, "nothing is installed while a change is under way");
+    // What the change was: the second half has gone.
+    let gone = A + 2 * PAGE..A + 4 * PAGE;
+    space.input(Input::Unmap(gone.clone()));
+    (kernel.changing, kernel.mappings) = (false, vec![A..A + 2 * PAGE]);
+    kernel.registered.remove(gone);
+    drain(&mut kernel, &mut space);
+    space.input(Input::Recall(8));
+    kernel.run(&mut space);
+    assert_eq!((space.evicted(), kernel.held(), kernel.present.len()), (0, 0, 2));
+}
+
+#[test]
+fn a_recall_onto_a_present_page_is_a_stop() {
+    let (mut kernel, mut space) = evicted(1);
+    kernel.present.insert(A, 5);
+    space.input(Input::Recall(1));
+    kernel.run(&mut space);
+    assert_eq!(kernel.stops.len(), 1);
+}

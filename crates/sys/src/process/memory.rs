@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 
-use crate::procfs::{field, kilobytes, malformed, read_text, reread};
+use crate::procfs::{field, kilobytes, malformed, read_text, reread, stat_fields};
 
 /// Resident and virtual memory in pages. The kernel counts per CPU and sums up lazily: off by up to some dozens
 /// of pages per CPU.
@@ -102,6 +102,14 @@ pub struct Status {
 pub fn status(pid: u32) -> io::Result<Status> {
     let text = read_text(&format!("/proc/{pid}/status"))?;
     parse_status(&text).ok_or_else(|| malformed("/proc/PID/status"))
+}
+
+/// Where the stack of a process began at its exec, by its id or a thread's: the same for processes that share their memory, and
+/// for others only if nothing is randomised. `None` if that may not be known, or there is no memory any more.
+pub fn start_of_stack(pid: u32) -> Option<u64> {
+    // Field 28; the first here is the third.
+    let text = read_text(&format!("/proc/{pid}/stat")).ok()?;
+    stat_fields(&text)?.nth(25)?.parse().ok().filter(|&address| address != 0)
 }
 
 fn parse_status(text: &str) -> Option<Status> {

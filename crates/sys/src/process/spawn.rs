@@ -40,6 +40,8 @@ pub enum Step<'a> {
     Gate {
         /// See [`seccomp::install_gate`].
         cookie: u64,
+        /// See [`seccomp::install_gate`].
+        stop_forks: bool,
         /// The child's end of a pair.
         socket: BorrowedFd<'a>,
     },
@@ -188,8 +190,8 @@ fn take(step: &Step<'_>) -> Result<(), Errno> {
     let raw = |error: rustix::io::Errno| error.raw_os_error();
     match *step {
         Step::NoNewPrivs => rustix::thread::set_no_new_privs(true).map_err(raw),
-        Step::Gate { cookie, socket } => {
-            let listener = seccomp::install(cookie)?;
+        Step::Gate { cookie, stop_forks, socket } => {
+            let listener = seccomp::install(cookie, stop_forks)?;
             send_fd(socket, &listener)
         }
         Step::SignalMask(_) => Ok(()),

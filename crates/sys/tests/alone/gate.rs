@@ -38,12 +38,17 @@ const QUIET: Duration = Duration::from_millis(100);
 
 /// A child that installs the gate, sends us the listener and runs `act`, whose `false` (or panic) fails the test.
 fn gated(act: impl FnOnce(&Conn) -> bool) -> (u32, Gate, Conn) {
+    gated_with(false, act)
+}
+
+/// The same, and forks may be stopped too.
+pub(crate) fn gated_with(stop_forks: bool, act: impl FnOnce(&Conn) -> bool) -> (u32, Gate, Conn) {
     let (ours, theirs) = socketpair().unwrap();
     let child = process::fork_with(|| {
         if !is_root() {
             set_no_new_privs().unwrap();
         }
-        let listener = install_gate(COOKIE).expect("the gate");
+        let listener = install_gate(COOKIE, stop_forks).expect("the gate");
         theirs.send(b"g", &[listener.as_fd()]).unwrap();
         drop(listener);
         i32::from(!act(&theirs))
@@ -54,12 +59,12 @@ fn gated(act: impl FnOnce(&Conn) -> bool) -> (u32, Gate, Conn) {
     (child, Gate::from(fds.pop().expect("the listener")), ours)
 }
 
-fn finish(child: u32) {
+pub(crate) fn finish(child: u32) {
     let status = process::wait(child).unwrap();
     assert!(status.success(), "the child saw something wrong: {status}");
 }
 
-fn next(gate: &Gate) -> Notification {
+pub(crate) fn next(gate: &Gate) -> Notification {
     assert!(readable(gate, PATIENCE), "no notification");
     gate.recv().unwrap().expect("the caller lives")
 }
@@ -229,7 +234,7 @@ fn gate_refuses_advice_from_afar() {
 }
 
 /// The i386 entry, for calls that the gate ends or that fail.
-fn int80(number: i32, args: [u32; 5]) -> i32 {
+pub(crate) fn int80(number: i32, args: [u32; 5]) -> i32 {
     let answer: i32;
     // SAFETY: a system call that is not executed or fails: no address in it is real. The register rbx is saved by
     // hand, because the compiler reserves it.
@@ -371,7 +376,7 @@ fn gate_without_holder_answers_enosys() {
 
 fn gate_only_one() {
     let (child, _gate, _conn) =
-        gated(|_| install_gate(1).is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)));
+        gated(|_| install_gate(1, false).is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)));
     finish(child);
 }
 
@@ -384,10 +389,10 @@ fn gate_needs_privilege_or_no_new_privs() {
         )
         .unwrap();
     }
-    assert_eq!(install_gate(COOKIE).unwrap_err().raw_os_error(), Some(libc::EACCES));
+    assert_eq!(install_gate(COOKIE, false).unwrap_err().raw_os_error(), Some(libc::EACCES));
     assert!(!process::status(std::process::id()).unwrap().no_new_privs, "it must not renounce by itself");
     set_no_new_privs().unwrap();
-    install_gate(COOKIE).unwrap();
+    install_gate(COOKIE, false).unwrap();
     let status = process::status(std::process::id()).unwrap();
     assert!(status.no_new_privs && status.seccomp == 2);
 }

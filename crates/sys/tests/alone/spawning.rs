@@ -106,7 +106,7 @@ fn spawn_takes_steps() {
 
 fn spawn_behind_the_gate() {
     let (ours, theirs) = socketpair().unwrap();
-    let gate_step = Step::Gate { cookie: 99, socket: theirs.as_fd() };
+    let gate_step = Step::Gate { cookie: 99, stop_forks: false, socket: theirs.as_fd() };
     let steps: &[Step<'_>] = if is_root() { &[gate_step] } else { &[Step::NoNewPrivs, gate_step] };
     let child = spawn(&shell("exit 5"), steps).unwrap();
     let (length, mut fds) = ours.recv(&mut [1; 8]).unwrap();

@@ -95,7 +95,7 @@ fn start_behind_a_gate(pager: &Pager) -> (Program, Arc<Gate>, mpsc::Receiver<Not
     let mut command = target_command(pager, 16);
     let install = move || {
         set_no_new_privs()?;
-        theirs.send(&[0], &[install_gate(COOKIE)?.as_fd()])
+        theirs.send(&[0], &[install_gate(COOKIE, false)?.as_fd()])
     };
     // SAFETY: between fork and exec it makes system calls, and allocates nothing unless one fails.
     unsafe { command.pre_exec(install) };

@@ -57,7 +57,7 @@ impl Pager {
         std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).unwrap();
         let socket = directory.join("pager");
         let secret = *b"sixteen bytes of";
-        let image = agent_image::image(&socket, secret, COOKIE).unwrap();
+        let image = agent_image::image(&socket, secret, COOKIE, false).unwrap();
         let library = directory.join("agent.so");
         std::fs::write(&library, image).unwrap();
         std::fs::set_permissions(&library, PermissionsExt::from_mode(0o755)).unwrap();

@@ -40,7 +40,12 @@ pub(crate) fn output(command: &mut Command) -> Output {
 }
 
 /// The end of a child with piped outputs, at most [`PATIENCE`] away: its end, and that of its pipes.
-pub(crate) fn collect(mut child: Child) -> Output {
+pub(crate) fn collect(child: Child) -> Output {
+    collect_within(PATIENCE, child)
+}
+
+/// The same for one that has a lot to do.
+pub(crate) fn collect_within(time: Duration, mut child: Child) -> Output {
     fn reader(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
         thread::spawn(move || {
             let mut bytes = Vec::new();
@@ -52,7 +57,7 @@ pub(crate) fn collect(mut child: Child) -> Output {
     }
     let (stdout, stderr) = (reader(child.stdout.take()), reader(child.stderr.take()));
     let mut status = None;
-    let ended = within(PATIENCE, || {
+    let ended = within(time, || {
         status = status.or_else(|| child.try_wait().expect("a child"));
         status.is_some() && stdout.is_finished() && stderr.is_finished()
     });

@@ -4,6 +4,7 @@
 //! `vswap doctor` asks for, python3, and root for a few; a machine without fails them, it does not skip them.
 
 mod control;
+mod fix;
 mod full;
 mod harness;
 mod holder;
@@ -13,4 +14,5 @@ mod streams;
 mod terminal;
 mod texts;
 mod tree;
+mod user;
 mod watchdog;

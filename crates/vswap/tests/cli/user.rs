@@ -1,0 +1,198 @@
+//! Ordinary users, who may open a userfaultfd and nothing else: forks are sound without their events, and every
+//! way to make one.
+//!
+//! These tests are started by root, give the device to everybody in a mount namespace of their own, and drop all privileges.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::harness::{Scratch, assert_code, collect_within, is_root, output, stderr, stdout};
+
+/// A copy of vswap where other users find it, and a place for what it writes.
+struct Place {
+    dir: Scratch,
+}
+
+/// Opens the device to all, in a mount namespace, for the words that follow.
+const WITH_DEVICE: &str = "set -e; mount -t tmpfs none \"$0\"; mknod -m 666 \"$0/device\" c 10 257
+    mount --bind \"$0/device\" /dev/userfaultfd; exec \"$@\"";
+
+impl Place {
+    fn new() -> Self {
+        assert!(is_root(), "these tests drop root's privileges");
+        let dir = Scratch::new();
+        fs::copy(env!("CARGO_BIN_EXE_vswap"), dir.file("vswap")).unwrap();
+        fs::create_dir(dir.file("device")).unwrap();
+        fs::create_dir(dir.file("home")).unwrap();
+        std::os::unix::fs::chown(dir.file("home"), Some(65534), Some(65534)).unwrap();
+        Self { dir }
+    }
+
+    fn home(&self) -> PathBuf {
+        self.dir.file("home")
+    }
+
+    /// vswap as nobody, who keeps these capabilities (in setpriv's words).
+    fn vswap_with(&self, capabilities: &str) -> Command {
+        let mut command = Command::new("unshare");
+        for name in
+            ["VSWAP_MEMORY", "VSWAP_ARGS", "VSWAP_SESSION", "NO_COLOR", "LD_PRELOAD", "XDG_RUNTIME_DIR"]
+        {
+            command.env_remove(name);
+        }
+        command.args(["--mount", "sh", "-c", WITH_DEVICE]).arg(self.dir.file("device"));
+        command.args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]);
+        command.arg(format!("--inh-caps={capabilities}")).arg(format!("--ambient-caps={capabilities}"));
+        command.arg(format!("--bounding-set={capabilities}")).arg(self.dir.file("vswap"));
+        command.stdin(Stdio::null()).current_dir(self.home());
+        command
+    }
+
+    /// vswap as nobody.
+    fn vswap(&self) -> Command {
+        self.vswap_with("-all")
+    }
+
+    /// Runs a program in so much memory and returns its output and the figures.
+    fn figures(&self, memory: &str, program: &[&str]) -> (std::process::Output, Value) {
+        let json = self.home().join("run.json");
+        let mut command = self.vswap();
+        command.args(["run", "--quiet", "--memory", memory, "--json"]).arg(&json).args(program);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = collect_within(Duration::from_secs(180), command.spawn().expect("unshare"));
+        let text = fs::read_to_string(&json).unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)));
+        (output, serde_json::from_str(&text).unwrap())
+    }
+}
+
+fn program(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/programs").join(name)
+}
+
+/// A copy of a test program where nobody may read it.
+fn readable(place: &Place, name: &str) -> String {
+    let path = place.dir.program(name, &fs::read(program(name)).unwrap());
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn every_way_to_fork_copies_everything() {
+    let place = Place::new();
+    let binary = place.dir.file("copies");
+    let built =
+        Command::new("cc").args(["-O2", "-pthread", "-o"]).arg(&binary).arg(program("copies.c")).status();
+    assert!(built.expect("a C compiler").success());
+    let ways = ["fork", "raw", "clone", "clone3", "int80", "vfork", "spin"];
+    let mut words = vec![binary.to_str().unwrap(), "48"];
+    words.extend(ways);
+    let (done, figures) = place.figures("32M", &words);
+    assert_code(&done, 0);
+    assert_eq!(stdout(&done), ways.map(|way| format!("copies: {way} ok\n")).concat());
+    let summary = &figures["summary"];
+    let number = |key: &str| summary[key].as_u64().unwrap_or_else(|| panic!("{key} in {summary}"));
+    // Four threads, three times, and each other way once; half of the pages at least were away at each.
+    assert!(number("forks") >= 17, "{summary}");
+    assert!(number("evictions") > 17 * 2048 && number("fork_pages") > 17 * 1024, "{summary}");
+    assert_eq!((&summary["gate"], number("fail_stops")), (&Value::Bool(true), 0));
+}
+
+#[test]
+fn pythons_forks_and_pools_are_right() {
+    let place = Place::new();
+    let script = readable(&place, "forks.py");
+    let (done, figures) = place.figures("40M", &["python3", &script, "24", "--rounds", "2"]);
+    assert_code(&done, 0);
+    assert!(stdout(&done).ends_with("ok\n"), "{}", stdout(&done));
+    let summary = &figures["summary"];
+    assert!(
+        summary["evictions"].as_u64() > Some(4096) && summary["fork_pages"].as_u64() > Some(1024),
+        "{summary}"
+    );
+    // Forked children are paged again: by agents of their own.
+    assert!(summary["address_spaces"].as_u64() > Some(4), "{summary}");
+    assert_eq!(summary["unpaged"], Value::Array(Vec::new()), "{summary}");
+}
+
+#[test]
+fn a_shells_pipelines_are_right() {
+    let place = Place::new();
+    let script = readable(&place, "forks.sh");
+    let (done, figures) = place.figures("18M", &["bash", &script, "8", "20"]);
+    assert_code(&done, 0);
+    let plain = output(Command::new("bash").args([&script, "8", "20"]));
+    assert_eq!(stdout(&done), stdout(&plain));
+    let summary = &figures["summary"];
+    assert!(summary["forks"].as_u64() > Some(20) && summary["evictions"].as_u64() > Some(1024), "{summary}");
+}
+
+#[test]
+fn a_daemon_that_is_not_paged_can_still_fork() {
+    // Its calls at the gate must be answered as long as it lives; it has no agent, so nothing else keeps the pager.
+    let place = Place::new();
+    let mark = place.home().join("forked");
+    let daemon = "exec >/dev/null 2>&1; sleep 1; (true) && (echo forked > \"$0\")";
+    let script = format!("env -u LD_PRELOAD setsid sh -c '{daemon}' {} & exit 3", mark.display());
+    let mut command = place.vswap();
+    command.args(["run", "--quiet", "--memory", "64M", "sh", "-c", &script]);
+    assert_code(&output(&mut command), 3);
+    let found = crate::harness::within(crate::harness::PATIENCE, || {
+        fs::read_to_string(&mark).is_ok_and(|text| text == "forked\n")
+    });
+    assert!(found, "the daemon could not fork");
+}
+
+#[test]
+fn privileges_are_renounced_for_the_gate_unless_the_user_wants_them() {
+    const STATUS: [&str; 3] = ["grep", "NoNewPrivs", "/proc/self/status"];
+    let place = Place::new();
+    let run = |capabilities: &str, words: &[&str]| {
+        output(place.vswap_with(capabilities).args(["run", "--memory", "64M"]).args(words).args(STATUS))
+    };
+    let renounced = run("-all", &["--quiet"]);
+    assert_code(&renounced, 0);
+    assert_eq!(stdout(&renounced), "NoNewPrivs:\t1\n");
+    // With fork events it is a choice: without the gate, as the remark and the summary say.
+    let follows = "-all,+sys_ptrace";
+    assert_eq!(stdout(&run(follows, &["--quiet"])), "NoNewPrivs:\t1\n");
+    let kept = run(follows, &["--allow-new-privs"]);
+    assert_eq!(stdout(&kept), "NoNewPrivs:\t0\n", "{}", stderr(&kept));
+    assert!(stderr(&kept).contains("mremap is not serialised"), "{}", stderr(&kept));
+    // Without them nothing else is sound.
+    let refused = run("-all", &["--allow-new-privs"]);
+    assert_code(&refused, 125);
+    assert!(stdout(&refused).is_empty());
+    for word in ["CAP_SYS_PTRACE", "without --allow-new-privs", "vswap doctor"] {
+        assert!(stderr(&refused).contains(word), "{word}: {}", stderr(&refused));
+    }
+}
+
+#[test]
+fn doctor_says_what_is_degraded() {
+    let place = Place::new();
+    let doctor = |capabilities: &str| {
+        let answer = output(place.vswap_with(capabilities).args(["doctor", "--json"]));
+        let report: Value = serde_json::from_str(&stdout(&answer)).unwrap();
+        let state = |id: &str| {
+            let checks = report["checks"].as_array().unwrap();
+            let check =
+                checks.iter().find(|check| check["id"] == id).unwrap_or_else(|| panic!("no check {id}"));
+            format!("{}: {}", check["state"].as_str().unwrap(), check["detail"].as_str().unwrap())
+        };
+        (answer.status.code(), state("fork_events"), state("mremap_gate"), state("userfaultfd"))
+    };
+    let (code, forks, gate, device) = doctor("-all");
+    assert_eq!(code, Some(0));
+    assert!(forks.starts_with("degraded: ") && forks.contains("CAP_SYS_PTRACE"), "{forks}");
+    assert!(gate.starts_with("degraded: ") && gate.contains("sudo") && gate.contains("refused"), "{gate}");
+    assert!(device.contains("/dev/userfaultfd"), "{device}");
+    let (_, forks, gate, device) = doctor("-all,+sys_ptrace");
+    assert!(forks.starts_with("works: "), "{forks}");
+    assert!(gate.starts_with("degraded: ") && gate.contains("without the gate"), "{gate}");
+    assert!(device.contains("CAP_SYS_PTRACE"), "{device}");
+    let (_, _, gate, _) = doctor("-all,+sys_ptrace,+sys_admin");
+    assert!(gate.starts_with("works: "), "{gate}");
+}
