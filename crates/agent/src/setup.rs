@@ -47,7 +47,7 @@ pub(crate) fn set_up(config: &Config, inherited: Option<Inherited>) -> Option<u6
     let pid = system::getpid();
     let secret = config.secret();
     let mut buffer = packet();
-    let parts = match build(config.cookie(), inherited) {
+    let parts = match build(config, inherited, &connection) {
         Ok(parts) => parts,
         Err((reason, errno)) => {
             let refusal = Hello::Refusal(Refusal { forked, pid, token, secret, reason, errno });
@@ -107,24 +107,29 @@ pub(crate) fn set_up(config: &Config, inherited: Option<Inherited>) -> Option<u6
     Some(parts.beacon.map_or(beacon, Beacon::leak))
 }
 
-fn build(cookie: u64, inherited: Option<Inherited>) -> Result<Parts, (Reason, Errno)> {
+fn build(
+    config: &Config,
+    inherited: Option<Inherited>,
+    connection: &Connection,
+) -> Result<Parts, (Reason, Errno)> {
     let userfaultfd = match inherited {
         Some(Inherited { token, .. }) if token != 0 => None,
-        _ => Some(open_userfaultfd().map_err(|errno| (Reason::Userfaultfd, errno))?),
+        _ => Some(open_userfaultfd(config, connection).map_err(|errno| (Reason::Userfaultfd, errno))?),
     };
     let pagemap = system::open(c"/proc/self/pagemap", O_CLOEXEC).map_err(|errno| (Reason::Pagemap, errno))?;
     let (area, ring) = Area::map().map_err(|errno| (Reason::Memory, errno))?;
     let beacon = match inherited {
         Some(_) => None,
-        None => Some(Beacon::map(cookie).map_err(|errno| (Reason::Memory, errno))?),
+        None => Some(Beacon::map(config.cookie()).map_err(|errno| (Reason::Memory, errno))?),
     };
     Ok(Parts { area, ring, pagemap, userfaultfd, beacon })
 }
 
 /// Opens a userfaultfd that also handles faults inside system calls.
 ///
-/// The system call wants a capability or a sysctl; the device only its file mode, and container filters let it pass.
-fn open_userfaultfd() -> Result<Descriptor, Errno> {
+/// The system call wants a capability or a sysctl; the device only its file mode, and container filters let it pass. To use the
+/// device, once it is open, takes nothing; so a process that may not open it borrows the pager's.
+fn open_userfaultfd(config: &Config, connection: &Connection) -> Result<Descriptor, Errno> {
     const O_RDWR: usize = 2;
     const USERFAULTFD_IOC_NEW: usize = 0xaa00;
     let flags = O_CLOEXEC | O_NONBLOCK;
@@ -132,7 +137,19 @@ fn open_userfaultfd() -> Result<Descriptor, Errno> {
     if let Ok(number) = unsafe { call(nr::USERFAULTFD, &[flags]) } {
         return Ok(Descriptor::new(number));
     }
-    let device = system::open(c"/dev/userfaultfd", O_RDWR | O_CLOEXEC)?;
+    let device = match system::open(c"/dev/userfaultfd", O_RDWR | O_CLOEXEC) {
+        Ok(device) => device,
+        Err(errno) => borrow_device(config, connection).ok_or(errno)?,
+    };
     // SAFETY: this ioctl takes flags by value and touches no memory.
     unsafe { call(nr::IOCTL, &[device.arg(), USERFAULTFD_IOC_NEW, flags]) }.map(Descriptor::new)
+}
+
+/// The pager's /dev/userfaultfd, if it may open that and gives it to us.
+fn borrow_device(config: &Config, connection: &Connection) -> Option<Descriptor> {
+    let mut buffer = packet();
+    connection.send_hello(Hello::Device { secret: config.secret() }.encode(&mut buffer), &[]).ok()?;
+    let (length, device) = connection.receive_welcome(&mut buffer).ok()?;
+    let welcome = Welcome::decode(buffer.get(..length)?).ok()?;
+    device.filter(|_| welcome.accepted)
 }

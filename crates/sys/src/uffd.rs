@@ -121,6 +121,17 @@ const UFFDIO_ZEROPAGE: libc::Ioctl = iowr::<Zeropage>(0x04);
 const UFFDIO_WRITEPROTECT: libc::Ioctl = iowr::<WriteProtect>(0x06);
 const USERFAULTFD_IOC_NEW: libc::Ioctl = libc::_IO(UFFD_API as u32, 0x00);
 
+/// Opens `/dev/userfaultfd`. Whoever has the descriptor can make userfaultfds of its own address space, without more.
+///
+/// # Errors
+///
+/// `ENOENT`, `EACCES`, `EMFILE`.
+pub fn open_device() -> io::Result<OwnedFd> {
+    let device =
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open("/dev/userfaultfd")?;
+    Ok(device.into())
+}
+
 /// A userfaultfd. It always acts on the address space of the process that opened it, whoever holds it now.
 #[derive(Debug)]
 pub struct Uffd {
@@ -166,11 +177,7 @@ impl Uffd {
     ///
     /// Those of opening the device, mainly `ENOENT` and `EACCES`.
     pub fn open_by_device() -> io::Result<Self> {
-        let device = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_CLOEXEC)
-            .open("/dev/userfaultfd")?;
+        let device = open_device()?;
         // SAFETY: USERFAULTFD_IOC_NEW takes its flags by value and touches no memory of ours.
         let fd = check(libc::c_long::from(unsafe {
             libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, libc::O_CLOEXEC | libc::O_NONBLOCK)

@@ -8,6 +8,7 @@ use crate::{BATCH_PAGES, Buffer, PAGE, USER_END, VERSION};
 const GREETING: u32 = 0x7673_0001;
 const REFUSAL: u32 = 0x7673_0002;
 const WELCOME: u32 = 0x7673_0003;
+const DEVICE: u32 = 0x7673_0004;
 
 const STAGING_BYTES: u64 = BATCH_PAGES as u64 * PAGE;
 
@@ -18,6 +19,12 @@ pub enum Hello {
     Greeting(Greeting),
     /// There will be no agent in this process: it stays unpaged, and the pager must count it as such.
     Refusal(Refusal),
+    /// Its process may not open a userfaultfd (it has changed its user, say): could the pager lend it the device? Answered by a
+    /// [`Welcome`], with the device if it accepts; then the greeting or the refusal follows.
+    Device {
+        /// As in [`Greeting::secret`].
+        secret: [u8; 16],
+    },
 }
 
 /// An agent presents itself.
@@ -103,7 +110,7 @@ pub struct Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Reason {
-    /// No userfaultfd: neither the system call nor /dev/userfaultfd.
+    /// No userfaultfd: neither the system call nor /dev/userfaultfd, nor the pager's.
     Userfaultfd = 1,
     /// The agent's area, ring or beacon could not be mapped.
     Memory = 2,
@@ -140,6 +147,12 @@ impl Hello {
                 w.u32(refusal.errno.cast_unsigned());
                 w.finish()
             }
+            Hello::Device { secret } => {
+                let mut w = Writer::new(buffer, DEVICE);
+                w.u32(VERSION);
+                w.bytes(secret);
+                w.finish()
+            }
         }
     }
 
@@ -151,12 +164,17 @@ impl Hello {
     pub fn decode(bytes: &[u8]) -> Result<Hello, Malformed> {
         let mut r = Reader::new(bytes);
         let kind = r.u32()?;
-        if kind != GREETING && kind != REFUSAL {
+        if ![GREETING, REFUSAL, DEVICE].contains(&kind) {
             return Err(Malformed::Kind(kind));
         }
         let version = r.u32()?;
         if version != VERSION {
             return Err(Malformed::Version(version));
+        }
+        if kind == DEVICE {
+            let secret = r.array()?;
+            r.end()?;
+            return Ok(Hello::Device { secret });
         }
         let forked = r.bool("forked")?;
         let pid = r.u32()?;
@@ -199,7 +217,7 @@ impl Hello {
     }
 }
 
-/// The pager's answer to a [`Greeting`].
+/// The pager's answer to a [`Greeting`] or to [`Hello::Device`].
 ///
 /// When it accepts a greeting that carried a token, the child's userfaultfd comes with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -330,6 +348,14 @@ mod tests {
         let mut seed = buffer();
         let greeting = Hello::Greeting(greeting()).encode(&mut seed);
         torment(&mut noise, greeting, |bytes| {
+            Hello::decode(bytes).is_ok_and(|hello| {
+                assert_eq!(hello.encode(&mut buffer()), bytes);
+                true
+            })
+        });
+        let mut seed = buffer();
+        let device = Hello::Device { secret: [7; 16] }.encode(&mut seed);
+        torment(&mut noise, device, |bytes| {
             Hello::decode(bytes).is_ok_and(|hello| {
                 assert_eq!(hello.encode(&mut buffer()), bytes);
                 true

@@ -14,7 +14,7 @@ use vswap_sys::seccomp::Gate;
 use vswap_sys::shared::SharedPages;
 use vswap_sys::socket::{Conn, Listener};
 use vswap_sys::system;
-use vswap_sys::uffd::{EVENT_FORK, FEATURES, RegisterMode, Uffd};
+use vswap_sys::uffd::{self, EVENT_FORK, FEATURES, RegisterMode, Uffd};
 use vswap_tiers::{FileTier, Pool};
 use vswap_wire as wire;
 
@@ -223,7 +223,8 @@ impl Hub {
         let greeted = strangers.len();
         for (index, conn) in strangers.into_iter().enumerate() {
             if ready(2 + index) {
-                self.greet(conn);
+                let again = self.greet(conn);
+                self.strangers.extend(again);
             } else {
                 self.strangers.push(conn);
             }
@@ -268,12 +269,19 @@ impl Hub {
         }
     }
 
-    fn greet(&self, conn: Conn) {
+    /// Hears a stranger; gives it back if it has more to say.
+    fn greet(&self, conn: Conn) -> Option<Conn> {
         let mut buffer = wire::buffer();
-        let Ok((length, fds)) = conn.recv(&mut buffer) else { return };
-        let Ok(hello) = wire::Hello::decode(&buffer[..length]) else { return };
-        let Ok(peer) = conn.peer_cred() else { return };
+        let (length, fds) = conn.recv(&mut buffer).ok()?;
+        let hello = wire::Hello::decode(&buffer[..length]).ok()?;
+        let peer = conn.peer_cred().ok()?;
         match hello {
+            wire::Hello::Device { secret } if secret == self.secret => {
+                let device = uffd::open_device().ok();
+                let welcome = wire::Welcome { accepted: device.is_some(), reason: 0 };
+                let fds: Vec<_> = device.iter().map(AsFd::as_fd).collect();
+                return conn.send(welcome.encode(&mut buffer), &fds).is_ok().then_some(conn);
+            }
             wire::Hello::Greeting(greeting) if greeting.secret == self.secret => {
                 if let Err(why) = self.admit(conn, greeting, fds, peer.pid) {
                     self.unpaged(peer.pid, why);
@@ -285,6 +293,7 @@ impl Hub {
             }
             _ => {}
         }
+        None
     }
 
     fn admit(&self, conn: Conn, greeting: wire::Greeting, fds: Vec<OwnedFd>, pid: u32) -> Result<(), String> {

@@ -101,12 +101,21 @@ impl Pager {
     /// The first packet of the next agent.
     pub(crate) fn hello(&self) -> (Conn, Hello, Vec<OwnedFd>) {
         let conn = self.accept();
-        let mut buffer = buffer();
-        let (length, fds) = receive(&conn, &mut buffer);
-        let hello = Hello::decode(&buffer[..length]).unwrap();
+        let mut packet = buffer();
+        let (length, mut fds) = receive(&conn, &mut packet);
+        let mut hello = Hello::decode(&packet[..length]).unwrap();
+        if let Hello::Device { secret } = hello {
+            // Without the device, as from a pager that may not open it either.
+            assert_eq!(secret, self.secret);
+            conn.send(Welcome { accepted: false, reason: 0 }.encode(&mut buffer()), &[]).unwrap();
+            let (length, more) = receive(&conn, &mut packet);
+            hello = Hello::decode(&packet[..length]).unwrap();
+            fds = more;
+        }
         let secret = match &hello {
             Hello::Greeting(greeting) => greeting.secret,
             Hello::Refusal(refusal) => refusal.secret,
+            Hello::Device { .. } => panic!("asked twice"),
         };
         assert_eq!(secret, self.secret);
         (conn, hello, fds)

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{Scratch, assert_code, collect_within, is_root, output, stderr, stdout};
+use crate::harness::{Scratch, assert_code, collect_within, is_root, output, stderr, stdout, vswap};
 
 /// A copy of vswap where other users find it, and a place for what it writes.
 struct Place {
@@ -168,6 +168,37 @@ fn privileges_are_renounced_for_the_gate_unless_the_user_wants_them() {
     for word in ["CAP_SYS_PTRACE", "without --allow-new-privs", "vswap doctor"] {
         assert!(stderr(&refused).contains(word), "{word}: {}", stderr(&refused));
     }
+}
+
+#[test]
+fn a_program_that_changes_its_user_borrows_the_device() {
+    // As entry points do (gosu, su-exec): root's vswap, whose device is root's, and a program that is nobody's.
+    let place = Place::new();
+    let script = readable(&place, "forks.py");
+    let json = place.dir.file("run.json");
+    let mut command = vswap();
+    // Not root's own python.
+    command.env("PATH", "/usr/local/bin:/usr/bin:/bin");
+    command.args(["run", "--quiet", "--memory", "40M", "--json"]).arg(&json);
+    command.args([
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "python3",
+        &script,
+        "24",
+        "--rounds",
+        "1",
+    ]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let done = collect_within(Duration::from_secs(180), command.spawn().unwrap());
+    assert_code(&done, 0);
+    assert!(stdout(&done).ends_with("ok\n"), "{}", stdout(&done));
+    let figures: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    let summary = &figures["summary"];
+    assert!(summary["evictions"].as_u64() > Some(4096), "{summary}");
+    assert_eq!(summary["unpaged"], Value::Array(Vec::new()), "{summary}");
 }
 
 #[test]
