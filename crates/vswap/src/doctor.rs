@@ -23,8 +23,8 @@ const KERNEL_MIN: KernelVersion = KernelVersion { major: 6, minor: 8, patch: 0 }
 const FOLLOW: &str = "\
 one of:
 sudo vswap doctor --fix --apply                 (gives CAP_SYS_PTRACE to this vswap)
-sudo vswap run ...                              (run it as root)
-docker run --cap-add SYS_PTRACE ...             (in a container)";
+sudo vswap run ...                              (run it as root)";
+const FOLLOW_IN_CONTAINER: &str = "docker run --cap-add SYS_PTRACE ...";
 const FOLLOW_IN_NAMESPACE: &str =
     "a container that is not rootless, with CAP_SYS_PTRACE; only the machine's first user namespace counts";
 const RENOUNCE_NOTHING: &str = "sudo vswap run ...    (run it as root, with CAP_SYS_ADMIN)";
@@ -176,7 +176,11 @@ fn fork_events(gate: &Check) -> Check {
             let detail = format!(
                 "{refusal}: each fork waits until everything of its process is back in memory, above the limit if need be"
             );
-            let fix = if namespace { FOLLOW_IN_NAMESPACE } else { FOLLOW };
+            let fix = match (namespace, permission::contained()) {
+                (true, _) => FOLLOW_IN_NAMESPACE,
+                (false, true) => FOLLOW_IN_CONTAINER,
+                (false, false) => FOLLOW,
+            };
             Check { id, name, state: State::Degraded, detail, fix: Some(fix.into()) }
         }
         Some(Err(error)) => Check { id, name, state: State::Missing, detail: error.to_string(), fix: None },
@@ -263,7 +267,8 @@ fn gate() -> Check {
                 } else {
                     ", without the gate"
                 };
-            return Check { id, name, state: State::Degraded, detail, fix: Some(RENOUNCE_NOTHING.into()) };
+            let fix = (!permission::contained()).then(|| RENOUNCE_NOTHING.into());
+            return Check { id, name, state: State::Degraded, detail, fix };
         }
         libc::EBUSY => "a seccomp filter with a listener is above us".into(),
         errno => io::Error::from_raw_os_error(errno).to_string(),

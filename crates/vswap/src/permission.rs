@@ -12,7 +12,7 @@
 use std::fmt;
 use std::io;
 
-use rustix::thread::{CapabilitySet, capability_is_in_ambient_set};
+use rustix::thread::{CapabilitySet, capability_is_in_ambient_set, capability_is_in_bounding_set};
 use vswap_sys::system::{self, Capability};
 use vswap_sys::uffd::{self, Uffd};
 
@@ -39,12 +39,22 @@ impl Refusal {
     pub(crate) fn remedy(&self) -> &'static str {
         match self {
             Self::NoUserfaultfd => "a kernel with CONFIG_USERFAULTFD (every distribution's has it)",
+            Self::Open if contained() => {
+                "one of:\n\
+                 docker run --device /dev/userfaultfd ...        (with root as its user)\n\
+                 docker run --device /dev/userfaultfd --group-add GROUP ...    (whose device it is outside: `ls -n`)"
+            }
             Self::Open => {
                 "one of:\n\
                  sudo vswap run ...                              (run it as root)\n\
                  sudo vswap doctor --fix --apply                 (allow it to a group of users, for good)\n\
                  sudo sysctl vm.unprivileged_userfaultfd=1       (allow it to every user, until the next boot)\n\
                  docker run --device /dev/userfaultfd ...        (in a container)"
+            }
+            Self::ForkEvents { namespace: false } if contained() => {
+                "one of:\n\
+                 vswap run ...                                   (without --allow-new-privs)\n\
+                 docker run --cap-add SYS_PTRACE ..."
             }
             Self::ForkEvents { namespace: false } => {
                 "one of:\n\
@@ -85,6 +95,11 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+/// Whether we are in a container, or the like, where nobody can get what it takes to follow forks.
+pub(crate) fn contained() -> bool {
+    !capability_is_in_bounding_set(CapabilitySet::SYS_PTRACE).unwrap_or(true)
+}
 
 /// How it can be done here.
 #[derive(Clone, Copy, Debug)]

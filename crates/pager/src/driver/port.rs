@@ -101,7 +101,14 @@ impl Port {
             (Err(error), _) | (_, Err(error)) => {
                 // Of a process that is ending, /proc says that it is root's.
                 let ended = matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT));
-                if !ended && self.alive() {
+                let foreign = matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM));
+                if !ended && foreign && self.alive() {
+                    self.shared.warn(
+                        "what changed its user is not evicted from without CAP_SYS_PTRACE (docker run --cap-add \
+                         SYS_PTRACE ...)"
+                            .into(),
+                    );
+                } else if !ended && self.alive() {
                     self.shared.warn(format!("process {pid} cannot be evicted from: {error}"));
                 }
             }

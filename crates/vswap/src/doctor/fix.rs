@@ -9,9 +9,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rustix::thread::{CapabilitySet, capability_is_in_bounding_set};
 use vswap_sys::system;
 
+use crate::permission;
 use crate::run::complain;
 
 const DEVICE: &str = "/dev/userfaultfd";
@@ -122,8 +122,7 @@ fn device() -> Vec<Line> {
 
 /// Fork events for whoever runs this file.
 fn capability() -> Vec<Line> {
-    let allowed = capability_is_in_bounding_set(CapabilitySet::SYS_PTRACE).unwrap_or(false);
-    if !allowed || !system::in_initial_user_namespace() {
+    if permission::contained() || !system::in_initial_user_namespace() {
         // A file with a capability that nobody can get would not start at all.
         return vec![Line::Remark(
             "Nobody in this container can follow forks; `docker run --cap-add SYS_PTRACE ...` allows it."

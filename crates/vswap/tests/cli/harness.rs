@@ -102,6 +102,19 @@ pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// The source of a test program.
+pub(crate) fn program(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/programs").join(name)
+}
+
+/// A test program in C, built.
+pub(crate) fn compiled(dir: &Scratch, name: &str) -> PathBuf {
+    let binary = dir.file(name.trim_end_matches(".c"));
+    let built = Command::new("cc").args(["-O2", "-pthread", "-o"]).arg(&binary).arg(program(name)).status();
+    assert!(built.expect("a C compiler").success(), "{name}");
+    binary
+}
+
 /// A directory of one test, removed with it.
 pub(crate) struct Scratch(PathBuf);
 

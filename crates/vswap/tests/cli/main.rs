@@ -3,11 +3,13 @@
 //! Each test runs the built program with real commands of the system. They need the permission for userfaultfd that
 //! `vswap doctor` asks for, python3, and root for a few; a machine without fails them, it does not skip them.
 
+mod container;
 mod control;
 mod fix;
 mod full;
 mod harness;
 mod holder;
+mod recipes;
 mod signals;
 mod status;
 mod streams;

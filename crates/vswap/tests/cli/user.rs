@@ -4,13 +4,15 @@
 //! These tests are started by root, give the device to everybody in a mount namespace of their own, and drop all privileges.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{Scratch, assert_code, collect_within, is_root, output, stderr, stdout, vswap};
+use crate::harness::{
+    Scratch, assert_code, collect_within, compiled, is_root, output, program, stderr, stdout, vswap,
+};
 
 /// A copy of vswap where other users find it, and a place for what it writes.
 struct Place {
@@ -69,10 +71,6 @@ impl Place {
     }
 }
 
-fn program(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/programs").join(name)
-}
-
 /// A copy of a test program where nobody may read it.
 fn readable(place: &Place, name: &str) -> String {
     let path = place.dir.program(name, &fs::read(program(name)).unwrap());
@@ -82,10 +80,7 @@ fn readable(place: &Place, name: &str) -> String {
 #[test]
 fn every_way_to_fork_copies_everything() {
     let place = Place::new();
-    let binary = place.dir.file("copies");
-    let built =
-        Command::new("cc").args(["-O2", "-pthread", "-o"]).arg(&binary).arg(program("copies.c")).status();
-    assert!(built.expect("a C compiler").success());
+    let binary = compiled(&place.dir, "copies.c");
     let ways = ["fork", "raw", "clone", "clone3", "int80", "vfork", "spin"];
     let mut words = vec![binary.to_str().unwrap(), "48"];
     words.extend(ways);
