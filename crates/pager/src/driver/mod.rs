@@ -12,7 +12,9 @@
 //!
 //! Nobody holds a lock while waiting for a target.
 
+mod answers;
 mod control;
+mod door;
 mod forks;
 mod freeze;
 mod gate;
