@@ -102,6 +102,12 @@ pub(crate) fn torture() -> Result<PathBuf, String> {
     compile("torture", &sources, &inputs)
 }
 
+/// The crowd program, built.
+pub(crate) fn crowd() -> Result<PathBuf, String> {
+    let source = [program("crowd.c")];
+    compile("crowd", &source, &source)
+}
+
 /// The storm program, built.
 pub(crate) fn storm() -> Result<PathBuf, String> {
     let source = [program("storm.c")];

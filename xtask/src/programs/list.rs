@@ -138,7 +138,7 @@ pub(crate) static PROGRAMS: &[Program] = &[
         compare: Compare::Output,
         pool: 25,
         floor: Floor { evictions: 30, pool: 2, file: 1 },
-        seconds: (400, 200),
+        seconds: (1200, 200),
     },
     Program {
         name: "shell",
@@ -204,6 +204,33 @@ pub(crate) static PROGRAMS: &[Program] = &[
         pool: 5,
         floor: Floor { evictions: 40, pool: 2, file: 1 },
         seconds: (400, 200),
+    },
+    Program {
+        name: "crowd",
+        what: "hundreds of processes at once, each with memory of its own and of its parent",
+        needs: &[("cc", "gcc")],
+        words: |s| Ok(built(workspace::crowd()?, &[s.pick("500", "150"), "128"])),
+        sources: || Ok(vec![workspace::crowd()?]),
+        compare: Compare::Output,
+        pool: 40,
+        floor: Floor { evictions: 20, pool: 2, file: 1 },
+        seconds: (600, 240),
+    },
+    Program {
+        name: "inject",
+        what: "system calls of the pager and of agents fail, the pager gets no more memory: right, or a clear end",
+        needs: &[PYTHON, ("strace", "strace")],
+        words: |s| {
+            let (rounds, mib) = (s.pick("120", "12"), s.pick("96", "64"));
+            let mut all = python("inject.py", &["--rounds", rounds, "--pool-max", "8M", PREFIX])?;
+            all.extend(python("objects.py", &[mib])?);
+            Ok(all)
+        },
+        sources: || Ok(vec![workspace::program("objects.py")]),
+        compare: Compare::Kill,
+        pool: 20,
+        floor: Floor { evictions: 0, pool: 0, file: 0 },
+        seconds: (1800, 400),
     },
     Program {
         name: "storm",

@@ -4,6 +4,7 @@
 //! Measured is what an outsider would measure: anonymous memory of every process of the tree, and all of ours (the
 //! pager's own anonymous memory holds the pool, the swap cache and all metadata; the agents' rings are shared memory).
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,6 +17,7 @@ use vswap_sys::seccomp::Gate;
 
 use super::pace::Pace;
 use super::server::Server;
+use super::share::PoolShare;
 use super::shared::Shared;
 use super::tenant::Tenant;
 use crate::proto::BATCH_PAGES;
@@ -34,6 +36,10 @@ const REGISTER_AT: u64 = 4;
 const YIELD_IN_TEN: u64 = 5;
 /// While somebody waits for pages that he asked for.
 const WISHED_REST: Duration = Duration::from_millis(5);
+/// Resident bytes that an address space needs to be worth a thread that serves it.
+const WORTHWHILE: u64 = 256 << 10;
+/// Address spaces that are asked for pages at one time, the largest first: each batch takes memory on its way.
+const ASKED: usize = 32;
 const PSS_EVERY: Duration = Duration::from_millis(100);
 const TREE_EVERY: Duration = Duration::from_millis(50);
 const LIMIT_EVERY: Duration = Duration::from_secs(1);
@@ -82,8 +88,8 @@ pub struct Governor {
     shared: Arc<Shared>,
     gate: Option<Arc<Gate>>,
     limit: Limit,
-    /// There is a tier below the pool: its being full is an error, not a choice of the user's.
-    spills: bool,
+    /// None without a tier below the pool. Where there is one, its being full is an error, not a choice of the user's.
+    pool_share: Option<PoolShare>,
     peaks: Arc<Mutex<Peaks>>,
     guardian: u32,
     files: HashMap<u32, MemFile>,
@@ -106,7 +112,7 @@ impl Governor {
         shared: Arc<Shared>,
         gate: Option<Arc<Gate>>,
         limit: Limit,
-        spills: bool,
+        pool_share: Option<PoolShare>,
         guardian: u32,
         peaks: Arc<Mutex<Peaks>>,
     ) -> std::io::Result<Self> {
@@ -118,7 +124,7 @@ impl Governor {
             shared,
             gate,
             limit,
-            spills,
+            pool_share,
             peaks,
             guardian,
             files: HashMap::new(),
@@ -159,11 +165,16 @@ impl Governor {
         let room = limit as i64 - total as i64;
         self.shared.room.store(room - (headroom / 4) as i64, Relaxed);
         self.record(&usage, limit);
+        if let Some(pool_share) = &mut self.pool_share {
+            let pool = self.shared.space.usage().pool.map_or(0, |pool| pool.resident_bytes);
+            let share = pool_share.look(Instant::now(), room, headroom, limit, pool);
+            self.shared.pool_share.store(share, Relaxed);
+        }
         self.watch_progress(room, headroom);
         if room < (limit / REGISTER_AT) as i64 {
             for tenant in &tenants {
                 let size = self.virtual_of(tenant);
-                if self.resident_of(tenant) > MIB
+                if self.resident_of(tenant) > WORTHWHILE
                     && tenant.registered_size.swap(size, Relaxed) != size
                     && self.activate(tenant)
                 {
@@ -187,16 +198,14 @@ impl Governor {
     /// Asks the address spaces for pages, each by its share of resident memory.
     fn reclaim(&self, tenants: &[Arc<Tenant>], pages: u64) {
         let now = self.shared.now_ns();
-        let total: u64 = tenants.iter().map(|tenant| self.resident_of(tenant)).sum();
-        let asked: Vec<_> = tenants
+        let mut asked: Vec<_> = tenants
             .iter()
             .map(|tenant| (tenant, self.resident_of(tenant)))
-            .filter(|(tenant, share)| {
-                *share > MIB.max(total / 64)
-                    && tenant.barren_until.load(Relaxed) < now
-                    && self.activate(tenant)
-            })
+            .filter(|(tenant, share)| *share > WORTHWHILE && tenant.barren_until.load(Relaxed) < now)
             .collect();
+        asked.sort_unstable_by_key(|&(_, share)| Reverse(share));
+        asked.truncate(ASKED);
+        asked.retain(|(tenant, _)| self.activate(tenant));
         let resident: u64 = asked.iter().map(|(_, share)| share).sum();
         for (tenant, share) in asked {
             tenant.want((u128::from(pages) * u128::from(share) / u128::from(resident.max(1))) as u64 + 1);
@@ -290,7 +299,8 @@ impl Governor {
         let Ok(all) = process::descendants_of(self.guardian) else { return };
         let before = std::mem::take(&mut self.tree);
         self.tree = all.into_iter().filter(|&pid| pid != pager).collect();
-        let paged: HashSet<u32> = tenants.iter().map(|tenant| tenant.pid.load(Relaxed)).collect();
+        let mut paged: HashSet<u32> = tenants.iter().map(|tenant| tenant.pid.load(Relaxed)).collect();
+        paged.extend(self.shared.arriving.lock().iter());
         for &pid in self.tree.iter().filter(|pid| before.contains(pid) && !paged.contains(pid)) {
             if tenants.iter().any(|tenant| tenant.pid.load(Relaxed) == 0) {
                 continue; // a forked child that was not seen yet
@@ -320,7 +330,7 @@ impl Governor {
         let full = self.shared.stuck.load(Relaxed)
             && self.shared.space.free_frames() < BATCH_PAGES as usize
             && room < 0;
-        if full && self.spills && !hold {
+        if full && self.pool_share.is_some() && !hold {
             self.shared.fail(
                 "the pool and the spill file are full: give it more with --swap-max or --memory, or free space in \
                  --swap-dir"

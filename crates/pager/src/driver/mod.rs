@@ -12,9 +12,8 @@
 //!
 //! Nobody holds a lock while waiting for a target.
 
-mod answers;
+mod buffers;
 mod control;
-mod door;
 mod forks;
 mod freeze;
 mod gate;
@@ -28,6 +27,7 @@ mod port;
 mod reclaim;
 mod server;
 mod settle;
+mod share;
 mod shared;
 mod status;
 mod summary;

@@ -15,7 +15,6 @@ use vswap_sys::poll::{Events, poll};
 use vswap_sys::uffd::{Message, Partial, RegisterMode, Uffd};
 use vswap_wire as wire;
 
-use super::answers::taken;
 use super::pins::Pins;
 use super::settle::sleeps_in_madvise;
 use super::shared::Shared;
@@ -57,13 +56,19 @@ pub struct Port {
     pagemap: Option<Pagemap>,
     pins: Pins,
     /// Pages on their way in.
-    bytes: Vec<Page>,
-    /// Pages on their way out, copied from the ring once: the target may write there at any time.
-    batch: Vec<Page>,
+    /// The kernel refuses to install pages since.
+    refused_since: Option<Instant>,
     sources: Vec<Result<Source, vswap_core::LoadFailure>>,
-    zeros: Vec<u8>,
     evictable: bool,
 }
+
+/// With more address spaces than these a ring does not keep its memory until the next batch.
+const RINGS: usize = 8;
+
+/// How long the kernel may refuse to install a page (for want of memory) before the tree is ended.
+const REFUSED_AT_MOST: Duration = Duration::from_secs(10);
+
+static ZEROS: [Page; MAX_WINDOW as usize] = [[0; PAGE_SIZE]; MAX_WINDOW as usize];
 
 impl Port {
     pub fn new(shared: Arc<Shared>, tenant: Arc<Tenant>, uffd: Uffd, beacon: u64) -> Self {
@@ -83,10 +88,8 @@ impl Port {
             maps: None,
             pagemap: None,
             pins: Pins::default(),
-            bytes: vec![[0; PAGE_SIZE]; MAX_WINDOW as usize],
-            batch: vec![[0; PAGE_SIZE]; BATCH_PAGES as usize],
+            refused_since: None,
             sources: Vec::new(),
-            zeros: vec![0; PAGE_SIZE * MAX_WINDOW as usize],
             evictable: true,
         }
     }
@@ -125,14 +128,7 @@ impl Port {
     pub fn execute(&mut self, command: Command) -> Answer {
         match command {
             Command::Probe => self.probe(),
-            Command::ProbePage(addr) => match self.uffd.write_protect(addr..addr + PAGE, false, true) {
-                Ok(()) => Answer::Done,
-                Err(libc::EAGAIN) => Answer::Changing,
-                Err(libc::ESRCH) => Answer::Gone,
-                Err(libc::ENOENT) => Answer::Refused,
-                // Nothing is known: ask again.
-                Err(_) => Answer::Changing,
-            },
+            Command::ProbePage(addr) => self.probe_page(addr),
             Command::Copy { addr, slots, fault: None } => self.copy(addr, &slots),
             Command::Copy { addr, slots, fault: Some(fault) } => {
                 self.tenant.watch.loads(&fault);
@@ -178,20 +174,78 @@ impl Port {
         })
     }
 
-    /// A guarded command that changes nothing. The kernel looks at the count of changes first, so any other error
-    /// proves a quiet moment as well.
-    fn probe(&self) -> Answer {
-        match self.uffd.write_protect(self.beacon..self.beacon + PAGE, false, true) {
+    /// A guarded command that changes nothing. The kernel looks at the count of changes first, so a page that is not
+    /// registered proves a quiet moment as well.
+    fn probe(&mut self) -> Answer {
+        match self.probe_page(self.beacon) {
+            Answer::Refused => Answer::Done,
+            answer => answer,
+        }
+    }
+
+    /// The same for a page of the program: is it registered?
+    fn probe_page(&mut self, addr: u64) -> Answer {
+        match self.uffd.write_protect(addr..addr + PAGE, false, true) {
+            Ok(()) => Answer::Done,
             Err(libc::EAGAIN) => Answer::Changing,
             Err(libc::ESRCH) => Answer::Gone,
-            _ => Answer::Done,
+            Err(libc::ENOENT) => Answer::Refused,
+            // Nothing is known: ask again.
+            Err(errno) => {
+                self.refused(addr, errno);
+                Answer::Changing
+            }
+        }
+    }
+
+    /// What became of an attempt to install `count` pages at `addr`.
+    fn installed(&mut self, addr: u64, result: Result<usize, Partial>, count: usize) -> Answer {
+        let (done, stop) = match result {
+            Ok(_) => (count, Stop::Complete),
+            Err(Partial { done, errno }) => {
+                let stop = match errno {
+                    libc::EAGAIN if done > 0 => Stop::Short,
+                    libc::EAGAIN => Stop::Changing,
+                    libc::EEXIST => Stop::Exists,
+                    libc::ENOENT => Stop::Missing,
+                    libc::ESRCH => return Answer::Gone,
+                    // No memory for the page, say: nothing is known of the place, so it is asked again.
+                    _ => {
+                        self.refused(addr, errno);
+                        Stop::Changing
+                    }
+                };
+                (done / PAGE_SIZE, stop)
+            }
+        };
+        if done > 0 {
+            self.refused_since = None;
+            self.count_installed(done as u64);
+        }
+        Answer::Installed(done as u64, stop)
+    }
+
+    /// The kernel refuses for a reason of its own. That may pass; if it does not, nobody shall wait for ever.
+    fn refused(&mut self, addr: u64, errno: i32) {
+        let since = *self.refused_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > REFUSED_AT_MOST {
+            let pid = self.tenant.pid.load(Relaxed);
+            let error = std::io::Error::from_raw_os_error(errno);
+            self.shared.fail(format!("process {pid}: the page at {addr:#x} cannot be brought back: {error}"));
         }
     }
 
     fn copy(&mut self, addr: u64, slots: &[SlotId]) -> Answer {
-        let count = slots.len().min(self.bytes.len());
+        let mut bytes = self.shared.buffers.lend(slots.len().min(MAX_WINDOW as usize));
+        let answer = self.copy_through(&mut bytes, addr, slots);
+        self.shared.buffers.take_back(bytes);
+        answer
+    }
+
+    fn copy_through(&mut self, bytes: &mut [Page], addr: u64, slots: &[SlotId]) -> Answer {
+        let count = slots.len().min(bytes.len());
         self.sources.clear();
-        self.shared.space.load_many(&slots[..count], &mut self.bytes[..count], &mut self.sources);
+        self.shared.space.load_many(&slots[..count], &mut bytes[..count], &mut self.sources);
         let mut good = count;
         for (index, source) in self.sources.iter().enumerate() {
             if let Err(failure) = source {
@@ -208,26 +262,19 @@ impl Port {
             }
         }
         self.last_source = self.sources.first().and_then(|source| source.as_ref().ok().copied());
-        let answer = installed(self.uffd.copy(addr, self.bytes[..good].as_flattened(), false), good);
-        if let Answer::Installed(done, _) = answer {
-            self.count_installed(done);
-        }
-        answer
+        let copied = self.uffd.copy(addr, bytes[..good].as_flattened(), false);
+        self.installed(addr, copied, good)
     }
 
     fn zero(&mut self, addr: u64, pages: u64, write: bool) -> Answer {
         self.last_source = None;
         let count = (pages as usize).min(MAX_WINDOW as usize);
         let result = if write {
-            self.uffd.copy(addr, &self.zeros[..count * PAGE_SIZE], false)
+            self.uffd.copy(addr, ZEROS[..count].as_flattened(), false)
         } else {
             self.uffd.zeropage(addr..addr + count as u64 * PAGE, false)
         };
-        let answer = installed(result, count);
-        if let Answer::Installed(done, _) = answer {
-            self.count_installed(done);
-        }
-        answer
+        self.installed(addr, result, count)
     }
 
     fn count_installed(&self, pages: u64) {
@@ -330,15 +377,14 @@ impl Port {
             self.shared.space.free_n(&slots);
             return Some(Vec::new());
         };
-        let Some(taken) = taken(runs, &moved) else {
-            // No honest agent says that: nothing more is believed.
-            self.agent = None;
-            self.shared.space.free_n(&slots);
-            return Some(Vec::new());
-        };
+        let addrs = runs.iter().flat_map(|run| (0..u64::from(run.pages)).map(|i| run.address + i * PAGE));
+        let taken: Vec<_> =
+            addrs.zip(0usize..).filter(|&(_, index)| moved[index / 64] & (1 << (index % 64)) != 0).collect();
         let (used, unused) = slots.split_at(taken.len());
         self.shared.space.free_n(unused);
-        let bytes = &mut self.batch[..taken.len()];
+        // Copied once: the target may write to the ring at any time.
+        let mut buffer = self.shared.buffers.lend(taken.len());
+        let bytes = &mut buffer[..taken.len()];
         for (page, &(_, index)) in bytes.iter_mut().zip(&taken) {
             agent.ring.copy_page_out(index, page);
         }
@@ -354,6 +400,10 @@ impl Port {
                 self.shared.fail(format!("an evicted page finds no place: {failure}"));
                 return None;
             }
+        }
+        self.shared.buffers.take_back(buffer);
+        if self.shared.tenants.lock().len() > RINGS {
+            self.empty_ring();
         }
         let count = taken.len() as u64;
         self.shared.meters.evictions.fetch_add(count, Relaxed);
@@ -392,7 +442,7 @@ impl Port {
             }
             let received = agent.conn.recv(&mut buffer);
             match received.map(|(length, _)| wire::Answer::decode(&buffer[..length])) {
-                Ok(Ok(wire::Answer::Started { tid })) if agent.tid == 0 => self.started(tid),
+                Ok(Ok(wire::Answer::Started { tid })) => self.started(tid),
                 Ok(Ok(wire::Answer::Evicted { moved, again, emptied, .. })) => {
                     self.evictable &= emptied;
                     return (moved, again);
@@ -423,8 +473,9 @@ impl Port {
         self.agent.as_ref().map_or(0, |agent| agent.tid)
     }
 
-    fn alive(&self) -> bool {
-        self.probe() != Answer::Gone
+    /// Whether the address space still exists.
+    pub fn alive(&self) -> bool {
+        self.uffd.write_protect(self.beacon..self.beacon + PAGE, false, true) != Err(libc::ESRCH)
     }
 
     /// Serves the agent's own fault, if that is what it waits for.
@@ -464,22 +515,5 @@ pub fn wire_call(call: Call) -> wire::Command<'static> {
             wire::Command::Mremap { args: [call.old, call.old_len, call.new_len, call.flags, call.new] }
         }
         Call::Madvise { start, len, advice } => wire::Command::Madvise { args: [start, len, advice] },
-    }
-}
-
-fn installed(result: Result<usize, Partial>, count: usize) -> Answer {
-    match result {
-        Ok(_) => Answer::Installed(count as u64, Stop::Complete),
-        Err(Partial { done, errno }) => {
-            let stop = match errno {
-                libc::EAGAIN if done > 0 => Stop::Short,
-                // No memory for the page: nothing is known of the place, so it is asked again.
-                libc::EAGAIN | libc::ENOMEM => Stop::Changing,
-                libc::EEXIST => Stop::Exists,
-                libc::ESRCH => return Answer::Gone,
-                _ => Stop::Missing,
-            };
-            Answer::Installed((done / PAGE_SIZE) as u64, stop)
-        }
     }
 }

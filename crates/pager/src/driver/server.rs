@@ -17,7 +17,6 @@ use vswap_sys::seccomp::{Gate, Notification, Reply};
 use vswap_sys::uffd::{Message, RegisterMode, Uffd};
 use vswap_wire as wire;
 
-use super::answers::plausible;
 use super::forks::Stopped;
 use super::freeze::Freezer;
 use super::gate::{GUARD_INSTALL, gated_call, wipes};
@@ -81,14 +80,16 @@ impl Server {
         equipment: Equipment,
     ) -> Self {
         let Equipment { uffd, agent, beacon, may_wipe } = equipment;
-        if let Err(errno) = uffd.register(beacon..beacon + PAGE, RegisterMode::MISSING | RegisterMode::WP)
-            && errno != libc::ESRCH
-        {
-            let error = std::io::Error::from_raw_os_error(errno);
-            shared.warn(format!("process {}: forks cannot be followed: {error}", tenant.pid.load(Relaxed)));
-        }
+        let registered = uffd.register(beacon..beacon + PAGE, RegisterMode::MISSING | RegisterMode::WP);
         let space = AddressSpace::new(shared.gated);
         let mut server = Self::new(shared, tenant, gate, space, uffd, beacon);
+        if let Err(errno) = registered
+            && server.port.alive()
+        {
+            let error = std::io::Error::from_raw_os_error(errno);
+            let pid = server.tenant.pid.load(Relaxed);
+            server.shared.warn(format!("process {pid}: forks cannot be followed: {error}"));
+        }
         server.port.may_wipe = may_wipe;
         if let Some(agent) = agent {
             server.port.set_agent(agent);
@@ -172,7 +173,7 @@ impl Server {
             }
             self.advance();
         }
-        let throttled = self.shared.may_hold.load(Relaxed) && self.shared.room.load(Relaxed) <= 0;
+        let throttled = self.shared.is_throttled();
         if throttled != self.throttled {
             self.throttled = throttled;
             self.space.input(Input::Throttle(throttled));
@@ -588,14 +589,9 @@ impl Server {
             _ => None,
         };
         match answer {
-            Some(wire::Answer::Started { tid }) if agent.tid == 0 => self.port.started(tid),
-            Some(wire::Answer::Called { result })
-                if self.space.granted().is_some_and(|(_, call)| plausible(&call, result)) =>
-            {
-                self.called(result);
-            }
-            // Its end; or what no honest agent says, which ends it as well.
-            _ => {
+            Some(wire::Answer::Started { tid }) => self.port.started(tid),
+            Some(wire::Answer::Called { result }) => self.called(result),
+            Some(wire::Answer::Evicted { .. }) | None => {
                 self.port.agent = None;
                 self.check_alive();
             }
@@ -604,8 +600,7 @@ impl Server {
 
     /// Without its agent an address space is over, or lives on unevicted.
     fn check_alive(&mut self) {
-        let anchor = self.port.beacon..self.port.beacon + PAGE;
-        if self.port.uffd.write_protect(anchor, false, true) == Err(libc::ESRCH) {
+        if !self.port.alive() {
             self.gone();
         } else {
             for (_, call) in self.calls.drain().collect::<Vec<_>>() {

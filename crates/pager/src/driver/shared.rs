@@ -3,7 +3,7 @@
 //! Lock order: `tenants` before a tenant's `idle`; no lock is held across a wait for a target. Server threads own
 //! their page tables and take neither.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -12,14 +12,12 @@ use parking_lot::{Condvar, Mutex};
 use vswap_core::{GroupId, VirtualSwap};
 use vswap_sys::poll::EventFd;
 
+use super::buffers::Buffers;
 use super::forks::Forks;
 use super::meter::Meters;
 use super::reclaim::Wish;
 use super::tenant::Tenant;
 use crate::Unpaged;
-
-/// Warnings that are kept.
-const WARNINGS: usize = 256;
 
 /// The pager, as its threads see it.
 pub struct Shared {
@@ -27,16 +25,22 @@ pub struct Shared {
     pub space: Arc<VirtualSwap>,
     /// Who is charged.
     pub group: GroupId,
+    /// For pages on their way.
+    pub buffers: Buffers,
     /// Counters.
     pub meters: Meters,
     /// All address spaces by number.
     pub tenants: Mutex<HashMap<u64, Arc<Tenant>>>,
+    /// Processes that have greeted and wait for memory before they begin.
+    pub arriving: Mutex<HashSet<u32>>,
     /// Bytes left below the limit: measured now and then, lowered by what is installed meanwhile.
     pub room: AtomicI64,
     /// The evictor makes progress, so it is worth waiting for it.
     pub may_hold: AtomicBool,
     /// A tier cannot take more: pages stay.
     pub stuck: AtomicBool,
+    /// Bytes that the pool may have at this time: its limit, or less while programs cannot do without more.
+    pub pool_share: AtomicU64,
     /// What somebody asked to be evicted.
     pub wish: Wish,
     /// mremaps come through the gate.
@@ -66,11 +70,14 @@ impl Shared {
         Ok(Self {
             space,
             group: GroupId(0),
+            buffers: Buffers::default(),
             meters: Meters::default(),
             tenants: Mutex::default(),
+            arriving: Mutex::default(),
             room: AtomicI64::new(i64::MAX),
             may_hold: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
+            pool_share: AtomicU64::new(u64::MAX),
             wish: Wish::default(),
             gated,
             fork_events,
@@ -122,8 +129,7 @@ impl Shared {
     /// Says once that something is not as the user would expect.
     pub fn warn(&self, warning: String) {
         let mut warnings = self.warnings.lock();
-        // Some name processes: there is no end of these.
-        if warnings.len() < WARNINGS && !warnings.contains(&warning) {
+        if !warnings.contains(&warning) {
             warnings.push(warning);
         }
     }
@@ -146,6 +152,11 @@ impl Shared {
     /// All address spaces, in a list of their own.
     pub fn all_tenants(&self) -> Vec<Arc<Tenant>> {
         self.tenants.lock().values().cloned().collect()
+    }
+
+    /// Whether who wants memory has to wait for it.
+    pub fn is_throttled(&self) -> bool {
+        self.may_hold.load(Relaxed) && self.room.load(Relaxed) <= 0
     }
 
     /// Nanoseconds since the run began.

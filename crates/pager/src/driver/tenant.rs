@@ -60,8 +60,6 @@ pub struct Tenant {
     pub id: u64,
     /// What a forked child reads from its beacon; 0 for a process that greeted afresh.
     pub token: u64,
-    /// A forked child's agent has come for it.
-    pub claimed: AtomicBool,
     /// Its process; 0 while a forked child has not been seen yet.
     pub pid: AtomicU32,
     /// Pages that should leave.
@@ -100,7 +98,6 @@ impl Tenant {
         Ok(Self {
             id,
             token,
-            claimed: AtomicBool::new(false),
             pid: AtomicU32::new(pid),
             wanted: AtomicU64::new(0),
             register: AtomicBool::new(false),

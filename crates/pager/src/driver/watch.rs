@@ -5,6 +5,7 @@
 //! watchdog looks five times a second. It counts time as it sees it pass, so a pager that was stopped does not find
 //! hour-old waits when it goes on, and not while the thread that waits is itself stopped.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -25,6 +26,9 @@ const TICK: Duration = Duration::from_millis(200);
 const TICK_MAX: Duration = Duration::from_millis(400);
 /// What is slow.
 const SLOW: Duration = Duration::from_secs(1);
+
+/// Hundreds of processes on a busy machine may wait at one time: so many are named.
+const SAID_AT_MOST: u32 = 16;
 
 /// What a server thread shows of itself.
 #[derive(Default)]
@@ -105,13 +109,15 @@ struct Seen {
 pub struct Watchdog {
     shared: Arc<Shared>,
     quiet: bool,
+    /// Waits reported.
+    said: u32,
     seen: HashMap<Wait, Seen>,
     looked: Instant,
 }
 
 impl Watchdog {
     pub fn new(shared: Arc<Shared>, quiet: bool) -> Self {
-        Self { shared, quiet, seen: HashMap::new(), looked: Instant::now() }
+        Self { shared, quiet, said: 0, seen: HashMap::new(), looked: Instant::now() }
     }
 
     pub fn run(mut self) {
@@ -141,7 +147,14 @@ impl Watchdog {
                     if !seen.reported {
                         seen.reported = true;
                         self.shared.meters.slow_faults.fetch_add(1, Relaxed);
-                        self.say(&text);
+                        self.said += 1;
+                        match self.said.cmp(&SAID_AT_MOST) {
+                            Ordering::Less => self.say(&text),
+                            Ordering::Equal => {
+                                self.say("more faults wait for over a second: they are counted")
+                            }
+                            Ordering::Greater => {}
+                        }
                     }
                     self.shared.meters.longest_wait_ms.fetch_max(seen.time.as_millis() as u64, Relaxed);
                     slow.push(text);

@@ -64,12 +64,12 @@ fn clean(shared: &Shared) {
     }
 }
 
-/// Spills: keeps the pool below nine tenths of its limit.
-pub fn spill(shared: Arc<Shared>, pool_limit: u64) {
-    let high = pool_limit / 10 * 9;
-    let low = pool_limit / 10 * 8;
+/// Spills: keeps the pool below nine tenths of what it may have at the time.
+pub fn spill(shared: Arc<Shared>) {
     loop {
         std::thread::sleep(SPILL_IDLE);
+        let share = shared.pool_share.load(Relaxed);
+        let (high, low) = (share / 10 * 9, share / 10 * 8);
         let resident = || shared.space.usage().pool.map_or(0, |pool| pool.resident_bytes);
         if resident() < high {
             continue;

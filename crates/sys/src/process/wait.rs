@@ -10,18 +10,32 @@ use rustix::process::{PidfdFlags, Resource, Rlimit, WaitOptions};
 use super::{pid as checked, signals};
 use crate::errno::check;
 
-/// Takes the status of one child of this thread that has ended, without waiting: its id and status, or `None` if
-/// none has ended. Orphans that a subreaper inherits are children of its main thread. What other threads trace is
-/// theirs to wait for: taking such a stop away would swallow the signal behind it.
+/// Takes the status of one child of this thread that has ended, without waiting: its id and status, or `None` if none
+/// has ended. Orphans that a subreaper inherits are children of its main thread.
+///
+/// Looks before it takes: a child that another thread of ours traces shows its stops here as well, whatever is asked for,
+/// and taking one away would leave the tracer waiting for ever. Until it has it, `None` may be wrong.
 ///
 /// # Errors
 ///
 /// `ECHILD`: this thread has no children at all.
 pub fn reap() -> io::Result<Option<(u32, ExitStatus)>> {
+    // SAFETY: plain integers, for which zero is valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WNOTHREAD;
+    // SAFETY: `info` is live for the call; where it tells of nobody its process id stays 0.
+    let pid = unsafe {
+        check(libc::waitid(libc::P_ALL, 0, &raw mut info, options).into())
+            .map_err(io::Error::from_raw_os_error)?;
+        info.si_pid()
+    };
+    if pid == 0 || !matches!(info.si_code, libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED) {
+        return Ok(None);
+    }
     let mut status = 0;
-    // SAFETY: `status` is live for the call.
+    // SAFETY: `status` is live for the call. A child that has ended stays so.
     let ended =
-        check(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::__WNOTHREAD) }.into())
+        check(unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG | libc::__WNOTHREAD) }.into())
             .map_err(io::Error::from_raw_os_error)?;
     Ok((ended != 0).then(|| (ended as u32, ExitStatus::from_raw(status))))
 }

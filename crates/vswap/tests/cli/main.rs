@@ -9,7 +9,6 @@ mod fix;
 mod full;
 mod harness;
 mod holder;
-mod hostile;
 mod recipes;
 mod signals;
 mod status;

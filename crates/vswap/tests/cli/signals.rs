@@ -1,6 +1,5 @@
 //! Signals sent to vswap reach CMD once; SIGKILL and stops behave as if vswap were CMD.
 
-use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -144,11 +143,12 @@ fn stale_run_directories_are_swept() {
     let script = "kill -s KILL \"$0\"";
     let _ = Command::new("bash").args(["-c", script, &cmd.to_string()]).stderr(Stdio::null()).status();
     assert!(within(PATIENCE, || is_dead(pager) && is_dead(guardian)));
-    let left: Vec<_> = fs::read_dir(run.path()).unwrap().flatten().map(|entry| entry.path()).collect();
-    let next = crate::harness::output(quiet().env("XDG_RUNTIME_DIR", run.path()).arg("true"));
-    assert_code(&next, 0);
-    assert!(left.iter().all(|path| !path.exists()), "{left:?}");
-    assert!(run.is_empty());
+    // Threads of theirs may outlive them for a moment, and hold the lock; then the run after the next sweeps.
+    assert!(within(PATIENCE, || {
+        let next = crate::harness::output(quiet().env("XDG_RUNTIME_DIR", run.path()).arg("true"));
+        assert_code(&next, 0);
+        run.is_empty()
+    }));
 }
 
 #[test]

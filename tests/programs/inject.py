@@ -1,0 +1,208 @@
+#!/usr/bin/env python3
+"""Makes system calls of the pager or of an agent fail, one a round, and looks at what becomes of the program.
+
+    inject.py --vswap PATH --limit SIZE [--rounds N] [--seed N] [--only KIND] [--pool-max SIZE] -- CMD…
+
+CMD runs once without vswap; what it prints is what is right. Then each round runs it under vswap and does one thing
+of a kind to it while it runs:
+
+    pager      one system call of the pager fails, or all of that name from then on (strace -e inject)
+    agent      the same inside an agent's thread
+    memory     the pager gets no more address space (RLIMIT_AS)
+    files      the pager gets no more descriptors (RLIMIT_NOFILE)
+    pause      the pager, or every process of the tree, is stopped for a moment
+
+Afterwards CMD's output must be right and its status 0, or the run must have failed: with 125 and a message of vswap,
+or with CMD killed. Never may wrong output come with status 0, nor may the run hang, nor a process be left behind.
+"""
+
+import argparse
+import collections
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from killpager import alive, processes, tree, wait_for_victim
+
+# What Linux may answer to each call at any time.
+PAGER = {
+    "ioctl": ["ENOMEM", "EAGAIN", "EFAULT"],
+    "read": ["EINTR", "ENOMEM", "EIO"],
+    "write": ["EINTR", "EIO"],
+    "pread64": ["EIO", "EINTR"],
+    "pwrite64": ["EIO", "ENOSPC"],
+    "pwritev": ["EIO", "ENOSPC"],
+    "preadv": ["EIO"],
+    "poll": ["EINTR", "ENOMEM"],
+    "ppoll": ["EINTR", "ENOMEM"],
+    "recvmsg": ["ENOMEM", "ECONNRESET", "EINTR"],
+    "sendmsg": ["ENOMEM", "ENOBUFS", "EPIPE"],
+    "openat": ["EMFILE", "ENOMEM"],
+    "mmap": ["ENOMEM"],
+    "munmap": ["ENOMEM"],
+    "madvise": ["ENOMEM"],
+    "fallocate": ["ENOSPC", "EIO"],
+    "clone3": ["EAGAIN"],
+    "accept4": ["EMFILE"],
+    "sched_setaffinity": ["EINVAL"],
+    "getdents64": ["ENOMEM"],
+    "process_vm_readv": ["ENOMEM"],
+    "ptrace": ["EPERM"],
+    "sync_file_range": ["EIO"],
+}
+AGENT = {
+    "ioctl": ["ENOMEM", "EAGAIN", "EBUSY", "EINVAL"],
+    "madvise": ["ENOMEM", "EAGAIN"],
+    "pread64": ["ENOMEM", "EIO"],
+    "recvmsg": ["ENOMEM", "ECONNRESET", "EINTR"],
+    "recvfrom": ["ENOMEM", "ECONNRESET", "EINTR"],
+    "sendmsg": ["ENOBUFS", "EPIPE"],
+    "sendto": ["ENOBUFS", "EPIPE"],
+    "mremap": ["ENOMEM"],
+}
+KINDS = ["pager", "agent", "memory", "files", "pause"]
+TIMEOUT = 240
+
+
+def strace(tid, call, error, when):
+    """A tracer that makes calls of one thread (a pager: of all its threads) fail."""
+    follow = ["-f"] if call[0] == "pager" else []
+    command = ["strace", "-qq", *follow, "-o", "/dev/null", "-p", str(tid), "-e", "trace=" + call[1],
+               "-e", "inject=%s:error=%s:when=%s" % (call[1], error, when)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def agents(root):
+    """Agent threads of the tree: they share no descriptors with their process, and block every signal."""
+    found = []
+    for pid, (comm, _) in tree(root).items():
+        if comm.startswith("vswap"):
+            continue
+        try:
+            for tid in os.listdir("/proc/%d/task" % pid):
+                with open("/proc/%d/task/%s/status" % (pid, tid)) as f:
+                    blocked = [line.split()[1] for line in f if line.startswith("SigBlk")][0]
+                if int(tid) != pid and int(blocked, 16) & 0x7FFFFFFF == 0x7FFBFEFF:
+                    found.append(int(tid))
+        except OSError:
+            pass
+    return found
+
+
+def disturb(rng, kind, pager, root):
+    """Does it; returns what was done, and a tracer to be waited for."""
+    if kind in ("pager", "agent"):
+        table = PAGER if kind == "pager" else AGENT
+        call = rng.choice(sorted(table))
+        error = rng.choice(table[call])
+        first = int(rng.paretovariate(0.4))
+        when = "%d" % first if rng.random() < 0.7 else "%d+" % first
+        if error in ("EINTR", "EAGAIN") and when.endswith("+"):
+            when = "%d..%d" % (first, first + 50)
+        targets = [pager] if kind == "pager" else agents(root)
+        if not targets:
+            return "no agent yet", None
+        return "%s %s %s when=%s" % (kind, call, error, when), strace(rng.choice(targets), (kind, call), error, when)
+    if kind == "memory":
+        size = [int(line.split()[1]) for line in open("/proc/%d/status" % pager) if line.startswith("VmSize")][0]
+        more = rng.choice([0, 64, 1024, 8192])
+        resource.prlimit(pager, resource.RLIMIT_AS, ((size + more) * 1024,) * 2)
+        return "pager: %d KiB of address space left" % more, None
+    if kind == "files":
+        count = len(os.listdir("/proc/%d/fd" % pager)) + rng.choice([0, 1, 3])
+        resource.prlimit(pager, resource.RLIMIT_NOFILE, (count, count))
+        return "pager: at most %d descriptors" % count, None
+    victims = [pager] if rng.random() < 0.5 else sorted(tree(root))
+    for pid in victims:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(rng.uniform(0.05, 0.5))
+    for pid in victims:
+        os.kill(pid, signal.SIGCONT)
+    return "%d processes stopped for a moment" % len(victims), None
+
+
+def one_round(args, rng, number, right, tally):
+    kind = args.only or rng.choice(KINDS)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        command = [args.vswap, "run", "-m", args.limit, "--quiet"]
+        command += ["--pool-max", args.pool_max] if args.pool_max else []
+        process = subprocess.Popen(command + ["--"] + args.command, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                                   start_new_session=True)
+        victim = wait_for_victim(process, "vswap-pager")
+        tracer = None
+        done = "it ended too early"
+        if victim:
+            time.sleep(rng.uniform(0, args.after))
+            try:
+                done, tracer = disturb(rng, kind, victim[0], process.pid)
+            except (ProcessLookupError, FileNotFoundError):
+                pass
+        problem = None
+        try:
+            status = process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            problem, status = "it hangs", None
+        if tracer:
+            tracer.send_signal(signal.SIGTERM)
+            said = tracer.communicate()[1].decode(errors="replace").strip()
+            if "invalid" in said or "Invalid" in said:
+                problem = "strace: " + said
+        deadline = time.monotonic() + 2
+        while True:
+            left = {p: s for p, s in processes().items() if s[3] == process.pid and s[1] != "Z"}
+            if not left or time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        if left and problem is None:
+            problem = "still there: %s" % ", ".join("%s (%d)" % (s[0], p) for p, s in left.items())
+        for pid, s in left.items():
+            if alive(pid, s[4]):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        out.seek(0)
+        err.seek(0)
+        text, errors = out.read(), err.read().decode(errors="replace")
+        if "WRONG" in errors or b"WRONG" in text:
+            problem = "a wrong byte"
+        elif status == 0 and text != right:
+            problem = "status 0 and wrong output"
+        elif status == 125 and "vswap:" not in errors:
+            problem = problem or "125 without a word"
+        elif status not in (0, 125, 137, None):
+            problem = problem or "status %s" % status
+        outcome = {0: "right", 125: "ended by vswap", 137: "killed"}.get(status, "?")
+        tally[kind, outcome] += 1
+        print("round %d: %s: %s%s" % (number, done, outcome, "" if status != 125 else ": " + errors.strip().splitlines()[-1]), file=sys.stderr)
+        return problem and "%s (%s); vswap said: %s" % (problem, done, errors.strip())
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--vswap", required=True)
+    parser.add_argument("--limit", required=True)
+    parser.add_argument("--pool-max")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=KINDS)
+    parser.add_argument("--after", type=float, default=1.5, help="seconds at most before it happens")
+    parser.add_argument("command", nargs="+")
+    args = parser.parse_args()
+    plain = subprocess.run(args.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True)
+    tally = collections.Counter()
+    for number in range(args.rounds):
+        rng = random.Random("%d %d" % (args.seed, number))
+        problem = one_round(args, rng, number, plain.stdout, tally)
+        if problem:
+            print("inject: WRONG round %d of seed %d: %s" % (number, args.seed, problem), file=sys.stderr)
+            sys.exit(1)
+    for (kind, outcome), count in sorted(tally.items()):
+        print("%-8s %-16s %d" % (kind, outcome, count))
+
+
+if __name__ == "__main__":
+    main()
