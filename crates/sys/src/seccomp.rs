@@ -4,13 +4,15 @@
 //! They are the calls that change what a page reads without a userfaultfd event that tells enough: every `mremap`, and
 //! `madvise` with [`GATED_ADVICE`]. The same advice by `process_madvise`, whose targets and ranges are behind
 //! pointers, is refused with `EPERM`; programs fall back to `madvise`. What a ring of io_uring is told to do passes
-//! by any filter. Where no event tells of forks either (see [`crate::uffd::EVENT_FORK`]), they are stopped too (`forks`).
+//! by any filter. Where no event tells of forks either (see [`crate::uffd::EVENT_FORK`]), they are stopped too (`forks`). And so is entering a user
+//! namespace (`alone`), for which an agent has to leave first.
 //!
 //! Owner: the child of `vswap run` installs the filter before its exec and sends the listener to the pager, which holds it
 //! for ever (the guardian shares the descriptor table, so it holds it too): when the last holder goes, a gated
 //! call fails with `ENOSYS`. The filter survives fork and exec. The idea and its measured costs are in the design
 //! documents; the kernel side is `kernel/seccomp.c` and seccomp_unotify(2).
 
+mod alone;
 mod forks;
 
 use std::io;
@@ -123,6 +125,12 @@ fn if_equal(here: usize, value: u32, then: usize, otherwise: usize) -> sock_filt
     }
 }
 
+/// The same, if the accumulator has any of these bits.
+fn if_any_bit(here: usize, bits: u32, then: usize, otherwise: usize) -> sock_filter {
+    let code = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
+    sock_filter { code, ..if_equal(here, bits, then, otherwise) }
+}
+
 fn verdict(action: u32) -> sock_filter {
     sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: action }
 }
@@ -143,10 +151,11 @@ pub fn install_gate(cookie: u64, stop_forks: bool) -> io::Result<OwnedFd> {
 
 /// As [`install_gate`], with the bare error number for the path between fork and exec.
 pub(crate) fn install(cookie: u64, stop_forks: bool) -> Result<OwnedFd, Errno> {
-    let mut filter = [verdict(libc::SECCOMP_RET_ALLOW); forks::LENGTH + GATE_LENGTH];
+    let mut filter = [verdict(libc::SECCOMP_RET_ALLOW); forks::LENGTH + alone::LENGTH + GATE_LENGTH];
     let (in_front, behind) = filter.split_at_mut(forks::LENGTH);
     in_front.copy_from_slice(&forks::program());
-    behind.copy_from_slice(&gate_program(cookie));
+    behind[..alone::LENGTH].copy_from_slice(&alone::program());
+    behind[alone::LENGTH..].copy_from_slice(&gate_program(cookie));
     let filter = if stop_forks { &mut filter[..] } else { behind };
     let program = sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
     // SAFETY: `program` names so many live instructions; the kernel copies and verifies them during the call.
@@ -181,6 +190,8 @@ pub enum GatedCall {
     Madvise,
     /// `fork`, or `clone` without `CLONE_VM`.
     Fork,
+    /// `setns`, or an `unshare` that only a process with one thread may make.
+    Alone,
 }
 
 /// A stopped system call.
@@ -203,6 +214,7 @@ impl Notification {
     pub fn call(&self) -> GatedCall {
         match (self.arch, self.nr & !X32_BIT) {
             _ if forks::is_fork(self.arch, self.nr) => GatedCall::Fork,
+            _ if alone::is_alone(self.arch, self.nr) => GatedCall::Alone,
             (ARCH_X86_64, MADVISE_X86_64) | (ARCH_I386, MADVISE_I386) => GatedCall::Madvise,
             _ => GatedCall::Mremap,
         }

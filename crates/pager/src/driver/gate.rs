@@ -16,6 +16,7 @@ use vswap_wire as wire;
 
 use crate::proto::{Call, Mremap};
 
+use super::alone::retire;
 use super::forks::{Stopped, copied_by};
 use super::port::wire_call;
 use super::shared::Shared;
@@ -51,6 +52,9 @@ impl GateKeeper {
         if call.call() == GatedCall::Fork {
             return self.pass_fork(call);
         }
+        if call.call() == GatedCall::Alone {
+            return self.pass_alone(call);
+        }
         if changes_nothing(&call) {
             return self.reply(&call, Reply::Continue);
         }
@@ -70,6 +74,20 @@ impl GateKeeper {
                 tenant.tell(Note::Call(call));
             }
         }
+    }
+
+    /// The agent leaves before its process enters a user namespace.
+    fn pass_alone(&mut self, call: Notification) {
+        if let Some(tenant) = self.tenant_of(call.tid) {
+            match &*tenant.idle.lock() {
+                Some(Equipment { agent: Some(agent), .. }) => {
+                    retire(agent, tenant.pid.load(Relaxed));
+                }
+                Some(_) => {}
+                None => return tenant.tell(Note::Alone(call)),
+            }
+        }
+        self.reply(&call, Reply::Continue);
     }
 
     /// A fork goes on when everything that it copies is resident.
@@ -118,7 +136,13 @@ impl GateKeeper {
     /// The address space that a thread runs in.
     fn tenant_of(&mut self, tid: u32) -> Option<Arc<Tenant>> {
         let tgid = self.process_of(tid).ok()?;
-        self.shared.tenants.lock().values().find(|tenant| tenant.pid.load(Relaxed) == tgid).cloned()
+        let tenants = self.shared.tenants.lock();
+        // After an exec the one before may still be there.
+        tenants
+            .values()
+            .filter(|tenant| tenant.pid.load(Relaxed) == tgid)
+            .max_by_key(|tenant| tenant.id)
+            .cloned()
     }
 }
 
@@ -131,8 +155,8 @@ fn changes_nothing(call: &Notification) -> bool {
 pub fn gated_call(call: &Notification) -> Call {
     let [a, b, c, d, e, _] = call.args;
     match call.call() {
-        // Forks do not get here.
-        GatedCall::Mremap | GatedCall::Fork => {
+        // Others do not get here.
+        GatedCall::Mremap | GatedCall::Fork | GatedCall::Alone => {
             Call::Mremap(Mremap { old: a, old_len: b, new_len: c, flags: d, new: e })
         }
         GatedCall::Madvise => Call::Madvise { start: a, len: b, advice: c & u64::from(u32::MAX) },

@@ -362,17 +362,19 @@ impl Hub {
             .map_err(text)
             .and_then(|_| uffd.register(staging, RegisterMode::WP).map_err(|errno| format!("errno {errno}")));
         let welcome = wire::Welcome { accepted: allowed.is_ok(), reason: 0 };
-        let mut buffer = wire::buffer();
-        match agent.conn.send(welcome.encode(&mut buffer), &[]) {
+        let conn = agent.conn.clone();
+        let equipment = Equipment { uffd, agent: Some(agent), beacon: greeting.beacon, may_wipe: false };
+        let tenant = Tenant::new(self.shared.new_id(), 0, pid, Some(equipment)).map_err(text)?;
+        // With the welcome the program goes on, perhaps to the gate at once, where it must be known.
+        let mut tenants = self.shared.tenants.lock();
+        match conn.send(welcome.encode(&mut wire::buffer()), &[]) {
             // It was killed meanwhile: it does not run unpaged, it does not run.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
             sent => sent.map_err(text)?,
         }
         allowed?;
-        let equipment = Equipment { uffd, agent: Some(agent), beacon: greeting.beacon, may_wipe: false };
-        let tenant = Tenant::new(self.shared.new_id(), 0, pid, Some(equipment)).map_err(text)?;
         self.shared.meters.address_spaces.fetch_add(1, Relaxed);
-        self.shared.tenants.lock().insert(tenant.id, Arc::new(tenant));
+        tenants.insert(tenant.id, Arc::new(tenant));
         Ok(())
     }
 

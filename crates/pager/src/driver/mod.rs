@@ -12,6 +12,7 @@
 //!
 //! Nobody holds a lock while waiting for a target.
 
+mod alone;
 mod buffers;
 mod control;
 mod forks;

@@ -17,6 +17,7 @@ use vswap_sys::seccomp::{Gate, Notification, Reply};
 use vswap_sys::uffd::{Message, RegisterMode, Uffd};
 use vswap_wire as wire;
 
+use super::alone::retire;
 use super::forks::Stopped;
 use super::freeze::Freezer;
 use super::gate::{GUARD_INSTALL, gated_call, wipes};
@@ -58,6 +59,8 @@ pub struct Server {
     calls: HashMap<Ticket, Notification>,
     /// Forks that wait until everything is resident.
     forking: Vec<Arc<Stopped>>,
+    /// The agent has left so that its process could enter a user namespace.
+    retired: bool,
     beacon_waits: bool,
     throttled: bool,
     faults: u32,
@@ -115,6 +118,7 @@ impl Server {
             living: HashMap::new(),
             calls: HashMap::new(),
             forking: Vec::new(),
+            retired: false,
             beacon_waits: false,
             throttled: false,
             faults: 0,
@@ -169,6 +173,7 @@ impl Server {
                 Note::ParentClosed => self.space.input(Input::ParentClosed),
                 Note::Agent(agent) => self.welcome(agent),
                 Note::Call(call) => self.gated(call),
+                Note::Alone(call) => self.alone(call),
                 Note::Fork(stopped) => self.forking.push(stopped),
             }
             self.advance();
@@ -327,6 +332,18 @@ impl Server {
         self.calls.insert(ticket, call);
         self.shared.meters.mremaps.fetch_add(u64::from(matches!(what, Call::Mremap(_))), Relaxed);
         self.space.input(Input::Asked(ticket, what));
+    }
+
+    /// The agent leaves before its process enters a user namespace.
+    fn alone(&mut self, call: Notification) {
+        let pid = self.tenant.pid.load(Relaxed);
+        if let Some(agent) = &self.port.agent
+            && retire(agent, pid)
+        {
+            self.port.agent = None;
+            self.retired = true;
+        }
+        self.reply(call, Reply::Continue);
     }
 
     /// The agent has executed the granted call: what of it no event tells, then its result.
@@ -605,6 +622,13 @@ impl Server {
         } else {
             for (_, call) in self.calls.drain().collect::<Vec<_>>() {
                 self.reply(call, Reply::Continue);
+            }
+            if core::mem::take(&mut self.retired) {
+                let pid = self.tenant.pid.load(Relaxed);
+                self.shared.warn(format!(
+                    "process {pid} entered a user namespace, which takes a process without an agent: from then on nothing \
+                     of it was evicted"
+                ));
             }
         }
     }

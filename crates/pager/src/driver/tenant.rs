@@ -46,6 +46,8 @@ pub struct Equipment {
 pub enum Note {
     /// A thread of the address space waits at the gate.
     Call(Notification),
+    /// The only thread wants to enter a user namespace, and waits until the agent has left.
+    Alone(Notification),
     /// A thread that is about to copy the address space waits at the gate until everything is resident.
     Fork(Arc<Stopped>),
     /// The parent's window has closed.

@@ -8,7 +8,7 @@ use std::mem::offset_of;
 
 use libc::sock_filter;
 
-use super::{ARCH_I386, ARCH_X86_64, X32_BIT, if_equal, load, verdict};
+use super::{ARCH_I386, ARCH_X86_64, X32_BIT, if_any_bit, if_equal, load, verdict};
 
 const CLONE_X86_64: u32 = 56;
 const FORK_X86_64: u32 = 57;
@@ -46,11 +46,6 @@ pub(super) fn program() -> [sock_filter; LENGTH] {
         /* 17 */ verdict(libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
         /* 18 */ verdict(libc::SECCOMP_RET_USER_NOTIF),
     ]
-}
-
-fn if_any_bit(here: usize, bits: u32, then: usize, otherwise: usize) -> sock_filter {
-    let code = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
-    sock_filter { code, ..if_equal(here, bits, then, otherwise) }
 }
 
 /// Whether this is a call that [`program`] stops.

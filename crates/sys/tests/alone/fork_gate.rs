@@ -1,4 +1,5 @@
-//! A gate that stops forks: what copies memory waits, what shares it passes, and `clone3` is not there.
+//! A gate that stops forks: what copies memory waits, what shares it passes, and `clone3` is not there; and every gate: what
+//! only a process with one thread may do.
 
 use vswap_sys::process;
 use vswap_sys::seccomp::{ARCH_I386, ARCH_X86_64, GatedCall, Reply};
@@ -9,6 +10,7 @@ use crate::gate::{finish, gated_with, int80, next};
 pub(crate) const TESTS: &[Test] = &[
     ("fork_gate_stops_what_copies", fork_gate_stops_what_copies),
     ("fork_gate_lets_pass_what_shares", fork_gate_lets_pass_what_shares),
+    ("gate_stops_what_takes_a_single_thread", gate_stops_what_takes_a_single_thread),
 ];
 
 /// A fork by the bare call, and the errno of one that fails; a child ends with 7.
@@ -63,5 +65,28 @@ fn fork_gate_lets_pass_what_shares() {
             forked(libc::SYS_clone3, 0) == -i64::from(libc::ENOSYS) && int80(435, [0; 5]) == -libc::ENOSYS;
         thread && spawned && clone3
     });
+    finish(child);
+}
+
+fn gate_stops_what_takes_a_single_thread() {
+    // SAFETY: calls that are not executed, or fail for want of a descriptor or by flags of nothing.
+    let call = |number, argument: u64| match unsafe { libc::syscall(number, argument, 0) } {
+        -1 => -std::io::Error::last_os_error().raw_os_error().unwrap(),
+        answer => answer as i32,
+    };
+    let (child, gate, _conn) = gated_with(false, |_| {
+        let stopped = [
+            call(libc::SYS_unshare, libc::CLONE_NEWUSER as u64),
+            call(libc::SYS_unshare, libc::CLONE_THREAD as u64),
+            call(libc::SYS_setns, u64::MAX),
+        ];
+        let passed = [call(libc::SYS_unshare, 0), call(libc::SYS_unshare, libc::CLONE_FILES as u64)];
+        stopped == [-91, -92, -93] && passed == [0, 0]
+    });
+    for (nr, errno) in [(libc::SYS_unshare, 91), (libc::SYS_unshare, 92), (libc::SYS_setns, 93)] {
+        let call = next(&gate);
+        assert_eq!((i64::from(call.nr), call.call()), (nr, GatedCall::Alone));
+        gate.respond(call.id, Reply::Errno(errno)).unwrap();
+    }
     finish(child);
 }

@@ -9,6 +9,7 @@ mod fix;
 mod full;
 mod harness;
 mod holder;
+mod namespaces;
 mod recipes;
 mod signals;
 mod status;
