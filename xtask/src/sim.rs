@@ -21,6 +21,7 @@ pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
             println!("(nothing is expected to be found: {why})");
         }
         options.rules = rule.off();
+        options.gated &= rule.gated;
     }
     let minutes = args.number("--minutes", 0)?;
     let seed = args.value("--seed")?;

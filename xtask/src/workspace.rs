@@ -114,6 +114,12 @@ pub(crate) fn storm() -> Result<PathBuf, String> {
     compile("storm", &source, &source)
 }
 
+/// The program whose children nobody enters, built.
+pub(crate) fn rawclone() -> Result<PathBuf, String> {
+    let source = [program("rawclone.c")];
+    compile("rawclone", &source, &source)
+}
+
 /// The counters program, built.
 pub(crate) fn counters() -> Result<PathBuf, String> {
     let source = [program("counters.c")];

@@ -117,6 +117,7 @@ impl<'a> Bare<'a> {
             rules: Rules::default(),
             processes: 2,
             wipes: false,
+            keeps: true,
             sluggish: 1,
             drowsy: 1,
             kill: None,

@@ -39,6 +39,7 @@ impl World<'_> {
         if self.effects(s) {
             return;
         }
+        self.welcome(s);
         if let Some(command) = self.spaces[s].pager.space.next_command() {
             if let Some(answer) = self.execute(s, command.clone()) {
                 note!(self, "P{s} pager: {} -> {}", show(&command), reply(&answer));
@@ -62,6 +63,21 @@ impl World<'_> {
             3 => self.settle(s),
             _ => self.read(s),
         }
+    }
+
+    /// What a fork brought was compared with what is mapped: the child's agent may go on.
+    fn welcome(&mut self, s: usize) {
+        if !self.spaces[s].pager.space.verified() {
+            return;
+        }
+        let Some(thread) = self.spaces[s].pager.greeting.take() else { return };
+        self.new_agent(s);
+        self.threads[thread].wait = Wait::No;
+        note!(self, "P{s}: its agent has greeted");
+        self.spaces[s].pager.space.set_agent(true);
+        let all = 0..self.setup.arena;
+        let parts = self.wiped(s, &all);
+        self.input(s, Input::WipedOnFork(addrs(&all), parts));
     }
 
     fn input(&mut self, s: usize, input: Input) {
@@ -92,22 +108,26 @@ impl World<'_> {
                 }
                 Input::Fault(Fault { addr: addr(page), write, tid: thread as u32, stamp: 0 })
             }
-            Message::Event(event) => match (told(&event), event) {
-                (_, Event::Fork(child)) => Input::Fork(ChildKey(child as u64)),
-                (_, Event::Remap { from, to, len }) => {
-                    if self.spaces[s].pager.space.granted().is_none() {
-                        let live = |thread: &&crate::world::Thread| {
-                            thread.alive && thread.space == s && thread.role == Role::Program
-                        };
-                        let sole = self.threads.iter().filter(live).count() == 1;
-                        self.spaces[s].pager.space.set_sole_thread(sole);
-                    }
-                    Input::Remap { from: addr(from), to: addr(to), len: addr(len) - addr(0) }
+            Message::Event(event) => {
+                if matches!(event, Event::Remap { .. } | Event::Unmap(_))
+                    && self.spaces[s].pager.space.asks_for_order()
+                {
+                    let live = |thread: &&crate::world::Thread| {
+                        thread.alive && thread.space == s && thread.role == Role::Program
+                    };
+                    let sole = self.threads.iter().filter(live).count() == 1;
+                    self.spaces[s].pager.space.set_sole_thread(sole);
                 }
-                (Some(range), Event::Unmap(_)) => Input::Unmap(range),
-                (Some(range), _) => Input::Remove(range),
-                (None, _) => return,
-            },
+                match (told(&event), event) {
+                    (_, Event::Fork(child)) => Input::Fork(ChildKey(child as u64)),
+                    (_, Event::Remap { from, to, len }) => {
+                        Input::Remap { from: addr(from), to: addr(to), len: addr(len) - addr(0) }
+                    }
+                    (Some(range), Event::Unmap(_)) => Input::Unmap(range),
+                    (Some(range), _) => Input::Remove(range),
+                    (None, _) => return,
+                }
+            }
         };
         self.input(s, input);
     }
@@ -115,15 +135,14 @@ impl World<'_> {
     fn notes(&mut self, s: usize) {
         match self.spaces[s].pager.notes.pop_front() {
             None => {}
-            Some(Note::ParentClosed) => self.input(s, Input::ParentClosed),
+            Some(Note::ParentClosed(unmapped)) => self.input(s, Input::ParentClosed(unmapped)),
             Some(Note::Greeting(thread)) => {
-                self.new_agent(s);
-                self.threads[thread].wait = Wait::No;
-                note!(self, "P{s}: its agent has greeted");
+                self.spaces[s].pager.greeting = Some(thread);
+                self.input(s, Input::Greeting);
             }
             Some(Note::Call(thread, call)) => {
                 let free = !self.setup.rules.one_mremap && matches!(call, Call::Mremap(_));
-                if self.spaces[s].agent.is_none() || free {
+                if free {
                     self.answer_caller(thread, None);
                 } else {
                     self.input(s, Input::Asked(Ticket(thread as u64), call));
@@ -247,9 +266,9 @@ impl World<'_> {
                     self.spaces[child].pager.done = false;
                     self.spaces[child].pager.until = self.delay(2);
                 }
-                Effect::Closed(keys) => {
+                Effect::Closed(keys, unmapped) => {
                     for key in keys {
-                        self.tell(key.0 as usize, Note::ParentClosed);
+                        self.tell(key.0 as usize, Note::ParentClosed(unmapped.clone()));
                     }
                 }
                 Effect::Served(_) => {}
@@ -331,7 +350,10 @@ impl World<'_> {
                 return None;
             }
             Command::Execute(ticket, call) => {
-                let Some(agent) = self.spaces[s].agent else { return Some(Answer::Gone) };
+                let Some(agent) = self.spaces[s].agent else {
+                    self.answer_caller(ticket.0 as usize, None);
+                    return Some(Answer::Refused);
+                };
                 let thread = &mut self.threads[agent];
                 thread.micros.extend([Micro::Change(change_of(&call)), Micro::Called(ticket)]);
                 thread.wait = Wait::No;

@@ -87,7 +87,6 @@ impl World<'_> {
             space.owner[p] = Some(by);
             space.expect[p] = Expect::Value(0);
             space.unsure[p] = false;
-            space.grown[p] = false;
         }
     }
 
@@ -151,7 +150,6 @@ impl World<'_> {
             if self.spaces[s].mem.is_free(&grown) {
                 // In place: no event, and what is new is registered as what was there.
                 self.place(s, by, grown.clone(), vma);
-                self.spaces[s].grown[grown.clone()].fill(!self.setup.gated);
                 self.dispute(s, grown.clone());
                 self.threads[by].dispute.push(grown);
                 return old as i64;
@@ -191,7 +189,6 @@ impl World<'_> {
             let (from, to) = (old + i, target + i);
             space.mem.vma[to] = Some(Vma { id, ..vma });
             space.owner[to] = Some(by);
-            space.grown[to] = i >= kept && !self.setup.gated;
             space.unsure[to] = space.unsure[old + i.min(kept - 1)];
             (space.mem.pte[to], space.expect[to]) = if i < kept {
                 (
@@ -298,14 +295,15 @@ impl World<'_> {
                 }
             }
         }
-        let grown = &self.spaces[s].grown;
-        for p in (0..expect.len()).filter(|&p| unsure[p] || grown[p]) {
+        for p in (0..expect.len()).filter(|&p| unsure[p]) {
             if !matches!(expect[p], Expect::Nothing | Expect::Guard) {
                 expect[p] = Expect::Any;
             }
         }
         // Its state comes with the FORK event.
-        let space = self.new_space(mem, vswap_pager::proto::AddressSpace::new(self.setup.gated));
+        let mut state = vswap_pager::proto::AddressSpace::new(self.setup.gated);
+        state.set_agent(false);
+        let space = self.new_space(mem, state);
         let thread = self.new_thread(space, Role::Program, child.ops.clone());
         self.threads[thread].wait = Wait::Unborn { parent: by };
         self.threads[thread].greets = child.greets;

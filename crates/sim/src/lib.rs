@@ -38,8 +38,7 @@
 //!
 //! The driver (`driver.rs`) is written after `crates/pager/src/driver/{server,port,settle}.rs`: one message a read,
 //! commands one at a time, nothing read while a Move is in flight, effects in order, a child served from the FORK on
-//! and without an agent until it greets. In one point it is ahead of it: whether only one thread runs is looked at for
-//! each REMAP that no grant covers, with the gate too (a child without its agent goes through the gate unordered).
+//! and without an agent until it has greeted and was verified.
 //!
 //! # What has to be true
 //!
@@ -47,8 +46,9 @@
 //!   fork's moment in a child; zero where it is wiped on fork; a guard page stays one (`oracle.rs`).
 //! - A slot is freed once for each holder, never read without one, and none is left when everything has ended.
 //! - Every fault is answered, every call returns, every process ends within a bounded number of steps.
-//! - With the gate nobody stops. Without it, or in a child that has no agent, the one stop is that of two mremaps of
-//!   one window that touch; without it also that of an agent that waits for a page which an mremap took away.
+//! - With the gate nobody stops. Without it, or in a child that has no agent, the stops are those of two mremaps of one
+//!   window that touch and of what an mremap, of which nobody told, may have grown over; without it also that of an
+//!   agent that waits for a page which an mremap took away.
 //!
 //! Programs are free of data races: a page belongs to one thread, which gives it away only between its calls. What a
 //! fork finds of pages that another thread's call is changing at that moment is not checked.
@@ -58,9 +58,8 @@
 //! - Bytes: a page is one number. Huge pages, file mappings, shared memory, brk and growing stacks.
 //! - An UNMAP that is lost (a killed vfork child) between a scan and its MOVE, with the address mapped anew in
 //!   between: MOVE then takes pages out of an unregistered mapping. Such runs are counted (`Stats::holes`) and given up.
-//! - A child without an agent, with the gate: mremap growth, guard pages and wipe-on-fork are not told to the pager
-//!   there; its programs do without. Likewise growth in a child before its first quiet moment, MADV_DONTFORK, guard
-//!   pages, wipe-on-fork after registration and killed vfork children in programs without the gate.
+//! - Without the gate: guard pages, wipe-on-fork after registration and killed vfork children; and a child without an
+//!   agent that grows a mapping over what MADV_DONTFORK kept from it.
 //! - A vfork child killed inside madvise, whose REMOVE is lost although the zap is done.
 //! - Freezing, deadlines, the agent's own memory, the space below the slots.
 #![forbid(unsafe_code)]
@@ -154,6 +153,8 @@ pub struct Setup {
     pub processes: usize,
     /// Mappings that are wiped on fork.
     pub wipes: bool,
+    /// Mappings that are kept from children (MADV_DONTFORK).
+    pub keeps: bool,
     /// Longest time that a thread is held up, as a power of two.
     pub sluggish: usize,
     /// One step of a pager in so many is followed by a pause.
@@ -218,6 +219,7 @@ pub fn of_seed(seed: u64, options: &Options) -> (Setup, Program) {
         rules: options.rules,
         processes: 5,
         wipes: options.gated && weights[3] > 0,
+        keeps: options.gated || rng.one_in(2),
         sluggish: 4 + rng.below(6),
         drowsy,
         kill: rng.one_in(16).then(|| (rng.below(3), 200 + rng.below(4000) as u64)),

@@ -30,6 +30,8 @@ pub struct Rule {
     pub without: &'static str,
     /// Why nothing is found without it, if nothing is.
     pub spare: Option<&'static str>,
+    /// Whether it is needed with the gate; else it is without.
+    pub gated: bool,
     off: fn(&mut Rules),
 }
 
@@ -51,7 +53,7 @@ macro_rules! rules {
     ($($name:literal, $without:literal $(, $($field:ident).+)+;)*) => {
         /// All rules that have a switch.
         pub const RULES: &[Rule] = &[$(
-            Rule { name: $name, without: $without, spare: spare($name), off: |rules| { $(rules.$($field).+ = false;)+ } },
+            Rule { name: $name, without: $without, spare: spare($name), gated: gated($name), off: |rules| { $(rules.$($field).+ = false;)+ } },
         )*];
     };
 }
@@ -71,6 +73,7 @@ rules! {
     "fork-verified", "what a fork brought is trusted", proto.fork_verified;
     "register-confirm", "a mapping is not looked up again after it was registered", proto.register_confirm;
     "register-drops-stale", "slots below an unknown mapping stay", proto.register_drops_stale;
+    "untold-growth", "what is mapped has not grown, though nobody would tell", proto.untold_growth;
     "one-mremap", "mremaps run as they come, and nobody stops", one_mremap, proto.touching_stop;
     "still-while-moving", "events are read while a Move is in flight", still;
     "staging-truth", "MOVE is believed", staging_truth;
@@ -78,14 +81,16 @@ rules! {
     "wipe", "a child gets what should be wiped", proto.wipe;
 }
 
+/// Growth is told by whoever executes the calls that the gate stops.
+const fn gated(name: &str) -> bool {
+    !matches!(name.as_bytes(), b"untold-growth" | b"fork-verified")
+}
+
 /// Rules without which programs that do not race see nothing wrong, as far as was found.
 const fn spare(name: &str) -> Option<&'static str> {
     match name.as_bytes() {
         b"owed-carried" => {
             Some("a thread cannot move pages while it is inside the madvise that will zap them")
-        }
-        b"fork-verified" => {
-            Some("a mapping is asked whether it is registered before it is trusted; holes cost memory")
         }
         _ => None,
     }

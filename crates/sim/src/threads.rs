@@ -156,7 +156,6 @@ impl World<'_> {
             Pte::None => space.mem.pte[p] = if write { Pte::page(0) } else { Pte::Zero },
             _ => {}
         }
-        space.grown[p] = false;
         let value = match space.mem.pte[p] {
             Pte::Page { value, .. } => value,
             _ => 0,
@@ -328,12 +327,11 @@ impl World<'_> {
 
     fn expand(&mut self, t: usize, op: &Op) -> Vec<Micro> {
         let s = self.threads[t].space;
-        let agent = self.spaces[s].agent.is_some();
         match *op {
             Op::Map { pages, pick } => {
                 let flags = Vma {
                     wipe: self.setup.wipes && (pick >> 20) % 16 == 0,
-                    dontfork: self.setup.gated && (pick >> 24) % 16 == 0,
+                    dontfork: self.setup.keeps && (pick >> 24) % 16 == 0,
                     ..plain()
                 };
                 vec![Micro::Change(Change::Map { pages, flags })]
@@ -363,18 +361,17 @@ impl World<'_> {
             }
             Op::Resize { pick, pages, may_move } => {
                 let Some(part) = self.part(t, pick) else { return Vec::new() };
-                // Nobody tells what grew where no agent makes the call: see "what is not modelled".
-                let pages = if self.told_of_growth(s) { pages } else { pages.min(part.len()) };
+                let pages = if self.may_grow(s) { pages } else { pages.min(part.len()) };
                 let flags = if may_move { MAYMOVE } else { 0 };
                 self.call(t, remap_call(part.clone(), pages, flags, 0), vec![part])
             }
             Op::Move { pick, onto, keep } => self.moved(t, pick, onto, keep),
-            Op::Guard { pick, install } if self.setup.gated && agent => {
+            Op::Guard { pick, install } if self.setup.gated => {
                 let Some(part) = self.part(t, pick) else { return Vec::new() };
                 let advice = if install { GUARD_INSTALL } else { GUARD_REMOVE };
                 self.call(t, advice_call(part.clone(), advice), vec![part])
             }
-            Op::Wipe { pick, on } if self.setup.gated && agent => {
+            Op::Wipe { pick, on } if self.setup.gated => {
                 let Some(part) = self.part(t, pick) else { return Vec::new() };
                 let advice = if on { WIPEONFORK } else { KEEPONFORK };
                 self.call(t, advice_call(part.clone(), advice), vec![part])
@@ -410,10 +407,9 @@ impl World<'_> {
         }
     }
 
-    /// Whether growth is told of, or can do no harm untold: see "what is not modelled".
-    fn told_of_growth(&self, s: usize) -> bool {
-        let space = &self.spaces[s];
-        space.agent.is_some() && (self.setup.gated || s == 0 || !space.pager.space.window_open())
+    /// Whether growth can be told from what a fork has brought: see "what is not modelled".
+    fn may_grow(&self, s: usize) -> bool {
+        self.setup.gated || !self.setup.keeps || self.spaces[s].agent.is_some()
     }
 
     fn one(&self, t: usize, pick: u32, change: impl Fn(Range<usize>) -> Change) -> Vec<Micro> {
@@ -441,7 +437,7 @@ impl World<'_> {
         }
         let Some(target) = self.part(t, onto) else { return Vec::new() };
         let s = self.threads[t].space;
-        if !self.told_of_growth(s) && target.len() > part.len() {
+        if !self.may_grow(s) && target.len() > part.len() {
             return Vec::new();
         }
         if target.start < part.end && part.start < target.end {

@@ -77,8 +77,6 @@ pub struct Space {
     /// The fork raced with a call that changes the page, and perhaps whether it is wiped on fork: what its own
     /// children find is open.
     pub unsure: Vec<bool>,
-    /// Grown over by an mremap that nobody was told of, and not touched since.
-    pub grown: Vec<bool>,
     /// An event of it was lost with a killed vfork child.
     pub lost: bool,
     /// Exited.
@@ -94,7 +92,7 @@ pub struct Space {
 /// A note to a pager.
 pub enum Note {
     Call(usize, Call),
-    ParentClosed,
+    ParentClosed(Vec<Range<u64>>),
     Greeting(usize),
 }
 
@@ -110,6 +108,8 @@ pub struct Pager {
     pub batch: Batch,
     pub stash: Vec<Pending>,
     pub called: VecDeque<(Ticket, i64)>,
+    /// The thread whose agent waits until the address space was verified.
+    pub greeting: Option<usize>,
     pub throttled: bool,
     /// Threads that may still be inside an madvise.
     pub inside: Option<Vec<usize>>,
@@ -330,7 +330,6 @@ impl<'a> World<'a> {
             expect: vec![Expect::Nothing; pages],
             staging: vec![None; pages],
             unsure: vec![false; pages],
-            grown: vec![false; pages],
             lost: false,
             gone: false,
             forking: Vec::new(),
@@ -346,6 +345,7 @@ impl<'a> World<'a> {
                 batch: Batch::default(),
                 stash: Vec::new(),
                 called: VecDeque::new(),
+                greeting: None,
                 throttled: false,
                 inside: None,
             },

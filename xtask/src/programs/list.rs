@@ -245,6 +245,17 @@ pub(crate) static PROGRAMS: &[Program] = &[
         seconds: (400, 200),
     },
     Program {
+        name: "rawclone",
+        what: "children of the bare system call, which nobody enters, grow, move and guard what was evicted",
+        needs: &[("cc", "gcc")],
+        words: |s| Ok(built(workspace::rawclone()?, &[s.pick("256", "96")])),
+        sources: || Ok(vec![workspace::rawclone()?]),
+        compare: Compare::Status,
+        pool: 10,
+        floor: Floor { evictions: 40, pool: 0, file: 5 },
+        seconds: (400, 200),
+    },
+    Program {
         name: "torture",
         what: "threads change their mappings in every way and check every byte",
         needs: &[("cc", "gcc")],

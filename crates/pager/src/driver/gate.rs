@@ -3,12 +3,15 @@
 //! An mremap of an address space that has a server waits there for its grant. One that has none yet, because nothing
 //! of it was ever registered, is executed by its agent right away, under the lock that starting a server takes too.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use vswap_sys::maps::Maps;
 use vswap_sys::poll::{Events, poll};
 use vswap_sys::process;
 use vswap_sys::seccomp::{Gate, GatedCall, Notification, Reply};
@@ -27,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// MADV_GUARD_INSTALL.
 pub const GUARD_INSTALL: u64 = 102;
 const CACHED_THREADS: usize = 1024;
+/// How long is waited for the server of a caller that has the beacon of a process we know.
+const UNSEEN: Duration = Duration::from_secs(1);
 
 pub struct GateKeeper {
     pub shared: Arc<Shared>,
@@ -136,13 +141,43 @@ impl GateKeeper {
     /// The address space that a thread runs in.
     fn tenant_of(&mut self, tid: u32) -> Option<Arc<Tenant>> {
         let tgid = self.process_of(tid).ok()?;
-        let tenants = self.shared.tenants.lock();
         // After an exec the one before may still be there.
-        tenants
+        let known = self
+            .shared
+            .tenants
+            .lock()
             .values()
             .filter(|tenant| tenant.pid.load(Relaxed) == tgid)
             .max_by_key(|tenant| tenant.id)
-            .cloned()
+            .cloned();
+        known.or_else(|| self.unseen(tgid))
+    }
+
+    /// A forked child that has not said a word yet: it has its parent's beacon, and the token there tells which child it
+    /// is. The server has put it there, or is about to.
+    fn unseen(&self, tgid: u32) -> Option<Arc<Tenant>> {
+        let begun = Instant::now();
+        let mut maps = Maps::open(tgid).ok()?;
+        let memory = File::open(format!("/proc/{tgid}/mem")).ok()?;
+        let mut has = |beacon: u64| {
+            let found = maps.next_at_or_after(beacon);
+            beacon != 0 && found.is_ok_and(|found| found.is_some_and(|mapping| mapping.range.start == beacon))
+        };
+        while begun.elapsed() < UNSEEN {
+            let tenants = self.shared.all_tenants();
+            let beacons: HashSet<u64> = tenants.iter().map(|tenant| tenant.beacon.load(Relaxed)).collect();
+            let beacon = beacons.into_iter().find(|&beacon| has(beacon))?;
+            let mut token = [0; 8];
+            // A page that is missing is an error here.
+            if memory.read_exact_at(&mut token, beacon).is_ok() {
+                let token = u64::from_ne_bytes(token);
+                if let Some(found) = tenants.into_iter().find(|tenant| token != 0 && tenant.token == token) {
+                    return Some(found);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        None
     }
 }
 

@@ -365,6 +365,7 @@ impl Hub {
         let conn = agent.conn.clone();
         let equipment = Equipment { uffd, agent: Some(agent), beacon: greeting.beacon, may_wipe: false };
         let tenant = Tenant::new(self.shared.new_id(), 0, pid, Some(equipment)).map_err(text)?;
+        tenant.beacon.store(greeting.beacon, Relaxed);
         // With the welcome the program goes on, perhaps to the gate at once, where it must be known.
         let mut tenants = self.shared.tenants.lock();
         match conn.send(welcome.encode(&mut wire::buffer()), &[]) {

@@ -94,8 +94,8 @@ impl Port {
         }
     }
 
-    /// Gives the address space its agent: from now on pages can leave.
-    pub fn set_agent(&mut self, agent: Agent) {
+    /// Opens what tells of the process's mappings and pages.
+    pub fn look_into(&mut self) {
         let pid = self.tenant.pid.load(Relaxed);
         match (Maps::open(pid), Pagemap::open(pid)) {
             (Ok(maps), Ok(pagemap)) => {
@@ -117,6 +117,11 @@ impl Port {
                 }
             }
         }
+    }
+
+    /// Gives the address space its agent: from now on pages can leave.
+    pub fn set_agent(&mut self, agent: Agent) {
+        self.look_into();
         self.agent = Some(agent);
     }
 
@@ -283,8 +288,8 @@ impl Port {
     }
 
     fn mapping(&mut self, at: u64) -> Answer {
-        let Some(maps) = &mut self.maps else { return Answer::Mapping(None) };
-        let Ok(found) = maps.next_at_or_after(at) else { return Answer::Mapping(None) };
+        let Some(maps) = &mut self.maps else { return Answer::Refused };
+        let Ok(found) = maps.next_at_or_after(at) else { return Answer::Refused };
         self.stack_top = None;
         if let Some(mapping) = &found
             && mapping.range.end - mapping.range.start <= STACK_MAX

@@ -26,7 +26,7 @@ use super::settle::Settler;
 use super::shared::Shared;
 use super::tenant::{Agent, Equipment, Note, Tenant};
 use crate::proto::{
-    AddressSpace, BATCH_PAGES, Call, ChildKey, Command, Counters, Effect, Fault, Input, Ticket,
+    AddressSpace, Answer, BATCH_PAGES, Call, ChildKey, Command, Counters, Effect, Fault, Input, Ticket,
 };
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -62,6 +62,8 @@ pub struct Server {
     /// The agent has left so that its process could enter a user namespace.
     retired: bool,
     beacon_waits: bool,
+    /// The agent of a forked child, which waits until what it inherited was compared.
+    greeting: Option<Agent>,
     throttled: bool,
     faults: u32,
     /// The thread served last, and its CPU, where this thread runs as well.
@@ -120,6 +122,7 @@ impl Server {
             forking: Vec::new(),
             retired: false,
             beacon_waits: false,
+            greeting: None,
             throttled: false,
             faults: 0,
             placed: (0, u32::MAX),
@@ -170,8 +173,12 @@ impl Server {
     fn notes(&mut self) {
         while let Some(note) = self.tenant.note() {
             match note {
-                Note::ParentClosed => self.space.input(Input::ParentClosed),
-                Note::Agent(agent) => self.welcome(agent),
+                Note::ParentClosed(unmapped) => self.space.input(Input::ParentClosed(unmapped)),
+                Note::Agent(agent) => {
+                    self.port.look_into();
+                    self.greeting = Some(agent);
+                    self.space.input(Input::Greeting);
+                }
                 Note::Call(call) => self.gated(call),
                 Note::Alone(call) => self.alone(call),
                 Note::Fork(stopped) => self.forking.push(stopped),
@@ -214,15 +221,14 @@ impl Server {
     fn message(&mut self, message: Message) {
         match message {
             Message::Fault { addr, .. } if addr & !(PAGE - 1) == self.port.beacon => {
-                if let Message::Fault { tid, .. } = message
-                    && self.tenant.pid.load(Relaxed) == 0
-                {
-                    self.tenant.pid.store(tid, Relaxed);
+                if let Message::Fault { tid, .. } = message {
+                    self.seen(tid);
                 }
                 self.beacon_waits = true;
                 self.answer_beacon();
             }
             Message::Fault { addr, write, tid, .. } => {
+                self.seen(tid);
                 self.place(tid);
                 self.settler.faulted(tid);
                 let stamp = self.shared.now_ns();
@@ -236,20 +242,37 @@ impl Server {
                 self.space.input(Input::Fork(key));
             }
             Message::Remap { from, to, len } => {
-                if self.space.granted().is_none() {
+                if self.space.asks_for_order() {
                     self.space.set_sole_thread(self.sole_thread());
                 }
                 self.space.input(Input::Remap { from, to, len });
             }
             Message::Remove { range } => self.space.input(Input::Remove(range)),
-            Message::Unmap { range } => self.space.input(Input::Unmap(range)),
+            Message::Unmap { range } => {
+                if self.space.asks_for_order() {
+                    self.space.set_sole_thread(self.sole_thread());
+                }
+                self.space.input(Input::Unmap(range));
+            }
         }
     }
 
     /// Whether the program has one thread beside the agent.
     fn sole_thread(&self) -> bool {
         let mut threads = Vec::new();
-        process::threads(self.tenant.pid.load(Relaxed), &mut threads).is_ok() && threads.len() <= 2
+        let most = 1 + usize::from(self.port.agent.is_some());
+        process::threads(self.tenant.pid.load(Relaxed), &mut threads).is_ok() && threads.len() <= most
+    }
+
+    /// A thread of the address space was seen: of a forked child, that tells which process it is.
+    fn seen(&mut self, tid: u32) {
+        if self.tenant.pid.load(Relaxed) != 0 {
+            return;
+        }
+        if let Ok(status) = process::status(tid) {
+            self.tenant.pid.store(status.tgid, Relaxed);
+            self.port.look_into();
+        }
     }
 
     /// Runs on the CPU of the thread that faults: a wake-up across CPUs costs more than the whole fault.
@@ -317,15 +340,16 @@ impl Server {
         };
         if accepted && sent.is_ok() {
             self.port.set_agent(agent);
+            // What its calls have changed so far, nobody has told.
+            if self.port.may_wipe {
+                let parts = self.port.wiped(&(0..USER_END));
+                self.space.input(Input::WipedOnFork(0..USER_END, parts));
+            }
         }
     }
 
     fn gated(&mut self, call: Notification) {
-        if self.port.agent.is_none() {
-            // Nobody in there can execute it for the caller, and nothing will be evicted from there.
-            self.reply(call, Reply::Continue);
-            return;
-        }
+        self.seen(call.tid);
         let ticket = Ticket(call.id);
         let what = gated_call(&call);
         self.port.may_wipe |= wipes(&what);
@@ -370,6 +394,14 @@ impl Server {
         self.advance();
     }
 
+    /// Nobody in there can execute a call for its caller.
+    fn let_go(&mut self, ticket: Ticket) -> Answer {
+        if let Some(call) = self.calls.remove(&ticket) {
+            self.reply(call, Reply::Continue);
+        }
+        Answer::Refused
+    }
+
     fn reply(&self, call: Notification, reply: Reply) {
         if let Some(gate) = &self.gate {
             // The caller may have been killed meanwhile.
@@ -381,12 +413,21 @@ impl Server {
     fn advance(&mut self) {
         loop {
             self.effects();
+            self.space.set_agent(self.port.agent.is_some());
             let Some(command) = self.space.next_command() else { break };
             if matches!(command, Command::Move(_)) {
                 self.show();
             }
-            let answer = self.port.execute(command);
+            let answer = match command {
+                Command::Execute(ticket, _) if self.port.agent.is_none() => self.let_go(ticket),
+                command => self.port.execute(command),
+            };
             self.space.answer(answer);
+        }
+        if self.space.verified()
+            && let Some(agent) = self.greeting.take()
+        {
+            self.welcome(agent);
         }
         if self.beacon_waits {
             self.answer_beacon();
@@ -399,10 +440,10 @@ impl Server {
                 Effect::Free(slots) => self.shared.space.free_n(&slots),
                 Effect::Dup(slots) => self.shared.space.dup_n(&slots),
                 Effect::Forked(key, child) => self.forked(key, *child),
-                Effect::Closed(keys) => {
+                Effect::Closed(keys, unmapped) => {
                     for key in keys {
                         if let Some(child) = self.living.remove(&key) {
-                            child.tell(Note::ParentClosed);
+                            child.tell(Note::ParentClosed(unmapped.clone()));
                         }
                     }
                 }
@@ -436,6 +477,7 @@ impl Server {
         let Some(uffd) = self.children.remove(&key) else { return };
         let started = Tenant::new(key.0, self.shared.new_token(), 0, None).and_then(|tenant| {
             let tenant = Arc::new(tenant);
+            tenant.beacon.store(self.port.beacon, Relaxed);
             tenant.active.store(true, Relaxed);
             self.shared.tenants.lock().insert(tenant.id, tenant.clone());
             self.shared.meters.address_spaces.fetch_add(1, Relaxed);
@@ -448,6 +490,8 @@ impl Server {
                 self.port.beacon,
             );
             server.port.may_wipe = self.port.may_wipe;
+            // By it the child finds out who it is, and the gate which one is calling.
+            server.answer_beacon();
             self.living.insert(key, tenant);
             server.start()
         });

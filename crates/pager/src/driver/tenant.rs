@@ -51,7 +51,7 @@ pub enum Note {
     /// A thread that is about to copy the address space waits at the gate until everything is resident.
     Fork(Arc<Stopped>),
     /// The parent's window has closed.
-    ParentClosed,
+    ParentClosed(Vec<Range<u64>>),
     /// The forked child's agent has greeted.
     Agent(Agent),
 }
@@ -64,6 +64,8 @@ pub struct Tenant {
     pub token: u64,
     /// Its process; 0 while a forked child has not been seen yet.
     pub pid: AtomicU32,
+    /// The page where a forked child reads its token; the same in all that one process forks.
+    pub beacon: AtomicU64,
     /// Pages that should leave.
     pub wanted: AtomicU64,
     /// New mappings should be registered, so that first touches can be held.
@@ -101,6 +103,7 @@ impl Tenant {
             id,
             token,
             pid: AtomicU32::new(pid),
+            beacon: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
             register: AtomicBool::new(false),
             registered_size: AtomicU64::new(0),

@@ -41,6 +41,13 @@ impl AddressSpace {
     pub(super) fn decided(&mut self, mut doubts: Vec<u64>, answer: Answer) {
         let Some(addr) = doubts.pop() else { return };
         match answer {
+            Answer::Done if !self.growth_is_told() => {
+                let why = format!(
+                    "what was unmapped at {addr:#x} is mapped: it has come back, or an mremap has grown over it, and no gate \
+                     orders them"
+                );
+                return self.stop(why);
+            }
             Answer::Done => {
                 if let Some(entry) = self.table.get(addr) {
                     self.table.insert(addr, Entry { dead: false, ..entry });
@@ -82,7 +89,8 @@ impl AddressSpace {
         }
         self.counters.windows += 1;
         if !window.children.is_empty() {
-            self.effects.push_back(Effect::Closed(window.children));
+            let unmapped = window.gone.iter().collect();
+            self.effects.push_back(Effect::Closed(window.children, unmapped));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! FORK: the child's state as it follows from the parent's at that place of the window.
 
+use std::ops::Range;
+
 use super::message::{ChildKey, Effect};
 use super::space::{AddressSpace, PAGE};
 use super::table::Entry;
@@ -11,6 +13,26 @@ impl AddressSpace {
         self.open().children.push(key);
         if self.rules.fork_in_place {
             self.cloned(key);
+        }
+    }
+
+    /// The parent's window has closed. What was unmapped in it, and read only after FORK, may have gone before: what is
+    /// not mapped here is found out, but what nobody tells is whether an mremap has grown over it.
+    pub(super) fn parent_closed(&mut self, unmapped: Vec<Range<u64>>) {
+        self.parent_open = false;
+        if self.gated && !self.born_untold {
+            // No call was made here yet: what is mapped was inherited.
+            return;
+        }
+        for range in unmapped {
+            for addr in self.table.addrs(range.clone()) {
+                if let Some(entry) = self.table.get(addr) {
+                    self.table.insert(addr, Entry { dead: true, arrived: true, ..entry });
+                }
+            }
+            let window = self.open();
+            window.unmapped.insert(range.clone());
+            window.arrived.insert(range);
         }
     }
 
@@ -54,6 +76,8 @@ impl AddressSpace {
             owed: self.owed.clone(),
             wiped: self.wiped.clone(),
             window: Some(Window { unmapped: window.unmapped, arrived, ..Window::default() }),
+            has_agent: false,
+            born_untold: !self.growth_is_told(),
             parent_open: true,
             gated: self.gated,
             rules: self.rules,

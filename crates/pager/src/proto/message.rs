@@ -92,8 +92,10 @@ pub enum Input {
     Settled,
     /// The granted call has returned: an address or 0, or a negative errno.
     Returned(Ticket, i64),
-    /// The window of the parent, in which this address space was forked, has closed.
-    ParentClosed,
+    /// The window of the parent, in which this address space was forked, has closed; these were unmapped in it.
+    ParentClosed(Vec<Range<u64>>),
+    /// The forked child stands still in its fork and waits to be [verified](AddressSpace::verified).
+    Greeting,
     /// Memory is (no longer) so short that first touches must wait.
     Throttle(bool),
     /// So many more pages should leave.
@@ -139,7 +141,8 @@ pub enum Command {
     Move(Vec<Range<u64>>),
     /// The parts of this range that a forked child reads as zeros (MADV_WIPEONFORK).
     WipedOnFork(Range<u64>),
-    /// Execute this call; the answer to the command is `Done`, the result comes as an input.
+    /// Execute this call; the answer to the command is `Done`, the result comes as an input. Without an agent the caller
+    /// makes it, and nobody tells the result: `Refused`.
     Execute(Ticket, Call),
 }
 
@@ -174,7 +177,7 @@ pub enum Answer {
     Done,
     /// A change of mappings is under way.
     Changing,
-    /// The page is not registered (`ProbePage`), or the range cannot be (`Register`).
+    /// The page is not registered (`ProbePage`), or the range cannot be (`Register`), or nobody knows (`Mapping`).
     Refused,
     /// `Copy` and `Zero`: so many pages were installed, and why not more.
     Installed(u64, Stop),
@@ -199,8 +202,8 @@ pub enum Effect {
     Dup(Vec<SlotId>),
     /// A child was forked: serve its descriptor with this state.
     Forked(ChildKey, Box<AddressSpace>),
-    /// The window in which these children were forked has closed: tell them `ParentClosed`.
-    Closed(Vec<ChildKey>),
+    /// The window in which these children were forked has closed: tell them `ParentClosed` with what was unmapped in it.
+    Closed(Vec<ChildKey>, Vec<Range<u64>>),
     /// This fault has its answer.
     Served(Fault),
     /// Wake whoever waits for this page.

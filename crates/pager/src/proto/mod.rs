@@ -6,6 +6,7 @@
 
 mod close;
 mod fork;
+mod let_go;
 mod marks;
 mod message;
 mod ranges;

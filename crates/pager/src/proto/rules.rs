@@ -34,6 +34,8 @@ pub struct Rules {
     pub register_confirm: bool,
     /// Slots below a mapping that the model does not know are dropped before it counts as registered.
     pub register_drops_stale: bool,
+    /// What was unmapped, may have arrived, and is mapped is a stop where nobody tells of growth.
+    pub untold_growth: bool,
     /// mremaps that no grant orders and that touch are a stop.
     pub touching_stop: bool,
     /// Guard pages take what was under them.
@@ -59,6 +61,7 @@ impl Default for Rules {
             fork_verified: true,
             register_confirm: true,
             register_drops_stale: true,
+            untold_growth: true,
             touching_stop: true,
             guard: true,
             wipe: true,

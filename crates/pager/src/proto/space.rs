@@ -8,7 +8,7 @@ use std::ops::Range;
 use vswap_core::{PAGE_SIZE, SlotId};
 
 use super::marks::Marks;
-use super::message::{Answer, Call, Command, Effect, Fault, Input, Ticket};
+use super::message::{Answer, Call, Command, Effect, Fault, Input, Mremap, Ticket};
 use super::ranges::RangeSet;
 use super::rules::Rules;
 use super::streams::Streams;
@@ -42,7 +42,7 @@ pub(super) enum Job {
     Idle,
     /// Installing pages for a fault, from slots, or zeros where there are none.
     Serving { fault: Fault, slots: Vec<SlotId>, pages: u64 },
-    /// Installing pages that nobody waits for, before a fork.
+    /// Installing pages that nobody waits for: before a fork, and before a call of which nobody tells.
     Recalling { addr: u64, slots: Vec<SlotId> },
     /// Zeros around a page that was written to.
     Around { fault: Fault, pages: u64 },
@@ -73,7 +73,15 @@ pub struct AddressSpace {
     /// Ranges that a fork brought and that were not yet compared with what is mapped.
     pub(super) inherited: RangeSet,
     pub(super) parent_open: bool,
+    /// A forked child that stands still until it was verified.
+    pub(super) greeting: bool,
+    /// Forked by an address space where nobody tells of growth.
+    pub(super) born_untold: bool,
+    /// mremaps that their callers were let go with, as long as no REMAP has come of them.
+    pub(super) loose: Vec<Mremap>,
     pub(super) gated: bool,
+    /// Somebody in there executes what is granted, and tells the result.
+    pub(super) has_agent: bool,
     pub(super) sole_thread: bool,
     pub(super) asked: VecDeque<(Ticket, Call)>,
     pub(super) granted: Option<(Ticket, Call)>,
@@ -94,12 +102,14 @@ pub struct AddressSpace {
     /// Something was told since a rule that is switched off was last broken.
     pub(super) poked: bool,
     pub(super) gone: bool,
+    /// A fail-stop: nothing more is done.
+    pub(super) stopped: bool,
 }
 
 impl AddressSpace {
     /// A fresh address space. `gated`: mremaps come through [`Input::Asked`].
     pub fn new(gated: bool) -> Self {
-        Self { gated, ..Self::default() }
+        Self { gated, has_agent: true, ..Self::default() }
     }
 
     /// Switches rules off: see [`Rules`].
@@ -158,6 +168,31 @@ impl AddressSpace {
         self.sole_thread = sole;
     }
 
+    /// Whether somebody in there executes what is granted. A forked child begins without.
+    pub fn set_agent(&mut self, has: bool) {
+        self.has_agent = has;
+    }
+
+    /// Whether what a fork brought was compared with what is mapped: only then may its agent go on.
+    pub fn verified(&self) -> bool {
+        !self.parent_open && !self.unverified()
+    }
+
+    pub(super) fn unverified(&self) -> bool {
+        !self.inherited.is_empty() && self.rules.fork_verified
+    }
+
+    /// Whether the order of events matters: then the driver says, before an UNMAP or a REMAP, whether one thread runs.
+    pub fn asks_for_order(&self) -> bool {
+        self.granted.is_none() && !(self.gated && self.has_agent)
+    }
+
+    /// Whether growth is told: by who executes it, or because nobody could make the call yet.
+    pub(super) fn growth_is_told(&self) -> bool {
+        let no_call_yet = self.unverified() && self.gated && !self.born_untold;
+        no_call_yet || (self.gated && self.has_agent) || !self.rules.untold_growth
+    }
+
     /// Whether the address space is known to be gone.
     pub fn is_gone(&self) -> bool {
         self.gone
@@ -173,7 +208,7 @@ impl AddressSpace {
         let slots = self.table.all().map(|(_, entry)| entry.slot).collect();
         self.table = PageTable::default();
         if let Some(window) = self.window.take() {
-            self.effects.push_back(Effect::Closed(window.children));
+            self.effects.push_back(Effect::Closed(window.children, Vec::new()));
         }
         slots
     }
@@ -208,7 +243,8 @@ impl AddressSpace {
                 }
             }
             Input::WipedOnFork(range, parts) => self.wiped_on_fork(range, parts),
-            Input::ParentClosed => self.parent_open = false,
+            Input::ParentClosed(unmapped) => self.parent_closed(unmapped),
+            Input::Greeting => self.greeting = true,
             Input::Throttle(on) => self.throttled = on,
             Input::Evict(pages) => self.evict = pages,
             Input::Recall(pages) => self.recall = pages,
@@ -217,6 +253,7 @@ impl AddressSpace {
     }
 
     pub(super) fn stop(&mut self, why: String) {
+        self.stopped = true;
         self.effects.push_back(Effect::FailStop(why));
     }
 
@@ -242,7 +279,7 @@ impl AddressSpace {
 
     /// The next command, if there is something to do now. Ask again only after its answer.
     pub fn next_command(&mut self) -> Option<Command> {
-        if self.gone {
+        if self.gone || self.stopped {
             return None;
         }
         if matches!(self.job, Job::Idle) {
@@ -264,9 +301,16 @@ impl AddressSpace {
     }
 
     fn choose(&mut self) -> Option<Job> {
+        let unverified = self.unverified();
+        let may_grant = self.has_agent || self.window.is_none();
         if self.granted.is_none()
+            && !unverified
+            && may_grant
             && let Some((ticket, call)) = self.asked.pop_front()
         {
+            if !self.has_agent {
+                return Some(self.let_go(ticket, call));
+            }
             self.open();
             self.granted = Some((ticket, call));
             self.counters.grants += 1;
@@ -278,6 +322,9 @@ impl AddressSpace {
                 return settled.then_some(Job::Quieting);
             }
             return self.unruly();
+        }
+        if unverified && (self.greeting || !self.ready.is_empty() || !self.asked.is_empty()) {
+            return Some(Job::Verifying(Verify::default()));
         }
         if self.throttled && self.evict > 0 {
             // At the limit, pages leave before others come.
@@ -341,7 +388,7 @@ impl AddressSpace {
             Job::Quieting => self.quieted(answer),
             Job::Deciding(doubts) => self.decided(doubts, answer),
             Job::Sweeping(sweep) => self.swept(sweep, answer),
-            Job::Verifying(verify) => self.verified(verify, answer),
+            Job::Verifying(verify) => self.compared(verify, answer),
         }
     }
 }

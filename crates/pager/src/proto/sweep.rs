@@ -95,6 +95,7 @@ impl AddressSpace {
     fn sweep_step(&mut self, sweep: &mut Sweep, answer: Answer) -> Option<Step> {
         let evicting = sweep.evict > 0;
         match (core::mem::take(&mut sweep.step), answer) {
+            (Step::Find, Answer::Refused) => None,
             (Step::Find, Answer::Mapping(None)) => {
                 sweep.laps += 1;
                 self.set_hand(evicting, 0);
@@ -234,13 +235,18 @@ impl AddressSpace {
 
     /// One step of comparing what a fork brought with what is mapped and registered in the child: ranges that the
     /// parent kept from its children (MADV_DONTFORK) are holes, or something else by now.
-    pub(super) fn verified(&mut self, mut verify: Verify, answer: Answer) {
+    pub(super) fn compared(&mut self, mut verify: Verify, answer: Answer) {
         if answer == Answer::Changing {
             self.open();
             return;
         }
         let end = self.inherited.iter().last().map_or(0, |range| range.end);
         match (core::mem::take(&mut verify.step), answer) {
+            // Nobody may look into it: then what the events say has to do.
+            (VerifyStep::Find, Answer::Refused) => {
+                self.inherited.clear();
+                return;
+            }
             (VerifyStep::Find, Answer::Mapping(found)) => {
                 let next = found.as_ref().map_or(end, |mapping| mapping.range.start.min(end)).max(verify.at);
                 verify.gone.extend(self.inherited.overlaps(&(verify.at..next)));

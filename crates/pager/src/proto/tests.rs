@@ -127,7 +127,7 @@ impl Kernel {
                 Effect::Free(slots) => slots.iter().for_each(|s| *self.refs.get_mut(s).unwrap() -= 1),
                 Effect::Dup(slots) => slots.iter().for_each(|s| *self.refs.get_mut(s).unwrap() += 1),
                 Effect::Forked(key, child) => self.children.push((key, *child)),
-                Effect::Closed(keys) => self.closed.extend(keys),
+                Effect::Closed(keys, _) => self.closed.extend(keys),
                 Effect::FailStop(why) => self.stops.push(why),
                 Effect::Served(_) | Effect::Wake(_) => {}
             }
@@ -364,7 +364,7 @@ fn a_child_has_the_table_as_it_was_at_its_place_in_the_window() {
     drain(&mut kernel, &mut space);
     assert_eq!((key, kernel.closed.as_slice()), (ChildKey(9), [ChildKey(9)].as_slice()));
     assert_eq!(space.evicted(), 0);
-    child.input(Input::ParentClosed);
+    child.input(Input::ParentClosed(Vec::new()));
     drain(&mut kernel, &mut child);
     assert_eq!((kernel.present[&(A + 2 * PAGE)], child.evicted(), kernel.held()), (102, 3, 3));
     assert_eq!(child.counters().probed, 1, "the page unmapped before FORK was asked for");
@@ -376,7 +376,7 @@ fn a_child_forgets_what_was_kept_from_it_before_it_registers_anything() {
     space.input(Input::Fork(ChildKey(1)));
     drain(&mut kernel, &mut space);
     let (_, mut child) = kernel.children.pop().unwrap();
-    child.input(Input::ParentClosed);
+    child.input(Input::ParentClosed(Vec::new()));
     drain(&mut kernel, &mut child);
     // MADV_DONTFORK on the first two pages; the child has mapped something of its own at the first one.
     kernel.mappings = vec![A..A + PAGE, A + 2 * PAGE..A + 4 * PAGE];
@@ -535,7 +535,7 @@ fn a_child_reads_zeros_where_its_parent_is_wiped_on_fork() {
     space.input(Input::Fork(ChildKey(1)));
     drain(&mut kernel, &mut space);
     let (_, mut child) = kernel.children.pop().unwrap();
-    child.input(Input::ParentClosed);
+    child.input(Input::ParentClosed(Vec::new()));
     drain(&mut kernel, &mut child);
     assert_eq!((space.evicted(), child.evicted()), (2, 1));
     child.input(fault(A));
@@ -610,7 +610,7 @@ fn in_the_child_of_a_fork_beside_an_mremap_a_resident_page_is_right_and_its_slot
     space.input(Input::Returned(Ticket(1), -12));
     drain(&mut kernel, &mut space);
     let (_, mut child) = kernel.children.pop().unwrap();
-    child.input(Input::ParentClosed);
+    child.input(Input::ParentClosed(Vec::new()));
     drain(&mut kernel, &mut child);
     // In the child, two of the pages are what the mremap had brought there.
     kernel.present.extend([(A, 7), (A + PAGE, 8)]);
@@ -710,4 +710,61 @@ fn a_recall_onto_a_present_page_is_a_stop() {
     space.input(Input::Recall(1));
     kernel.run(&mut space);
     assert_eq!(kernel.stops.len(), 1);
+}
+
+#[test]
+fn a_child_is_served_only_what_is_mapped_there() {
+    let (mut kernel, mut space) = evicted(2);
+    space.input(Input::Fork(ChildKey(1)));
+    drain(&mut kernel, &mut space);
+    let (_, mut child) = kernel.children.pop().unwrap();
+    child.input(fault(A));
+    child.input(Input::ParentClosed(Vec::new()));
+    assert!(!child.verified());
+    // MADV_DONTFORK on the second page.
+    kernel.mappings = vec![A..A + PAGE];
+    kernel.registered.remove(A + PAGE..A + 2 * PAGE);
+    drain(&mut kernel, &mut child);
+    assert!(child.verified());
+    assert_eq!((kernel.present[&A], child.evicted()), (100, 0), "the other slot is gone");
+}
+
+#[test]
+fn what_guard_pages_would_take_untold_comes_back_before_the_caller_is_let_go() {
+    let (mut kernel, mut space) = evicted(3);
+    space.input(Input::Fork(ChildKey(1)));
+    drain(&mut kernel, &mut space);
+    let (_, mut child) = kernel.children.pop().unwrap();
+    child.input(Input::ParentClosed(Vec::new()));
+    let guard = Call::Madvise { start: A, len: 2 * PAGE, advice: 102 };
+    child.input(Input::Asked(Ticket(1), guard));
+    kernel.log.clear();
+    drain(&mut kernel, &mut child);
+    let at = |wanted: fn(&Command) -> bool| kernel.log.iter().position(wanted).expect("it was asked for");
+    let restored = at(|command| matches!(command, Command::Copy { slots, .. } if slots.len() == 2));
+    assert!(restored < at(|command| matches!(command, Command::Execute(..))));
+    assert_eq!((child.evicted(), kernel.present.len()), (1, 2));
+    assert!(child.granted().is_none(), "nobody will tell of its result");
+}
+
+#[test]
+fn without_a_gate_what_came_and_went_and_is_mapped_may_have_been_grown_over() {
+    for sole in [false, true] {
+        let (mut kernel, _) = evicted(1);
+        let mut space = AddressSpace::new(false);
+        kernel.mappings = vec![A..A + PAGE];
+        kernel.present.insert(A, 1);
+        space.input(Input::Evict(1));
+        kernel.run(&mut space);
+        space.set_sole_thread(sole);
+        space.input(Input::Remap { from: A, to: B, len: PAGE });
+        space.input(Input::Unmap(A..A + PAGE));
+        // munmap of B; then somebody grows a mapping below B over it, of which nobody tells.
+        space.input(Input::Unmap(B..B + PAGE));
+        kernel.registered.insert(B..B + PAGE);
+        space.input(Input::Drained);
+        kernel.run(&mut space);
+        assert_eq!(kernel.stops.is_empty(), sole, "with one thread the order says that it is gone");
+        assert!(!sole || space.evicted() == 0);
+    }
 }

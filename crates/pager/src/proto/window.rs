@@ -29,8 +29,10 @@ use super::table::Entry;
 
 #[derive(Clone, Default)]
 pub(super) struct Window {
-    /// UNMAPs read in this window.
+    /// UNMAPs read in this window, but for what has arrived there since.
     pub(super) unmapped: RangeSet,
+    /// All UNMAPs read since the first FORK of this window.
+    pub(super) gone: RangeSet,
     /// What mremaps of this window brought.
     pub(super) arrived: RangeSet,
     /// Both ends of mremaps that no grant of ours covers.
@@ -50,10 +52,15 @@ impl AddressSpace {
     }
 
     pub(super) fn unmap(&mut self, range: Range<u64>) {
+        // With one thread events come in order, and what was unmapped is dead, whatever grows over it.
+        let in_order = self.sole_thread && self.asks_for_order() && self.rules.untold_growth;
         let window = self.open();
         window.unmapped.insert(range.clone());
+        if !window.children.is_empty() {
+            window.gone.insert(range.clone());
+        }
         self.registered.remove(range.clone());
-        if !self.rules.unmap_marks {
+        if in_order || !self.rules.unmap_marks {
             self.drop_slots(range);
             return;
         }
@@ -92,9 +99,10 @@ impl AddressSpace {
         window.arrived.remove(source.clone());
         window.arrived.insert(target.clone());
         window.unmapped.remove(target.clone());
-        // With one thread events come in order: what it unmapped and then grew over, of which nobody told, is dead.
         let in_order = !granted && self.sole_thread;
-        if doubtful && self.table.iter(source.clone()).any(|(_, entry)| entry.dead && !entry.arrived) {
+        let untold = !granted && !self.growth_is_told();
+        let open_to_doubt = |entry: Entry| entry.dead && (untold || (doubtful && !entry.arrived));
+        if self.table.iter(source.clone()).any(|(_, entry)| open_to_doubt(entry)) {
             // Unmapped, and alive after all, or grown over since: nobody has told.
             let why = format!(
                 "an mremap of {from:#x} (+{len:#x}) moves what was unmapped, and no gate orders them"
@@ -136,6 +144,9 @@ impl AddressSpace {
         }
         self.registered.remove(source);
         self.registered.insert(target);
+        if !granted {
+            self.moved_untold(from, to);
+        }
     }
 
     pub(super) fn wiped_on_fork(&mut self, range: Range<u64>, parts: Vec<Range<u64>>) {
