@@ -252,6 +252,14 @@ fn write_text(
         count(s.fail_stops, "fail-stop"),
         if s.gate { "on" } else { "off" }
     )?;
+    if s.fork_pages > 0 {
+        writeln!(
+            out,
+            "{more}{} came back before forks, which waited {} (no fork events: `vswap doctor`)",
+            count(s.fork_pages, "page"),
+            seconds(s.fork_wait_ms)
+        )?;
+    }
     list(out, &head("Unpaged"), s.unpaged.iter().map(|u| format!("{} {}: {}", u.pid, u.name, u.reason)))?;
     list(out, &head("Warnings"), s.warnings.iter().cloned())
 }
@@ -347,6 +355,14 @@ mod tests {
             !text.contains("NaN") && !text.contains("over the limit") && !text.contains("Unpaged"),
             "{text}"
         );
+        assert!(!text.contains("before forks"), "{text}");
+    }
+
+    #[test]
+    fn pages_that_forks_brought_back_are_told() {
+        let summary = Summary { forks: 2, fork_pages: 4321, fork_wait_ms: 1500, ..Summary::default() };
+        let text = text(&command(&["make"]), Ending::Exited(0), &summary, ("", ""));
+        assert!(text.contains("4,321 pages came back before forks, which waited 1.5 s"), "{text}");
     }
 
     #[test]

@@ -40,6 +40,11 @@ impl Place {
 
     /// vswap as nobody, who keeps these capabilities (in setpriv's words).
     fn vswap_with(&self, capabilities: &str) -> Command {
+        self.nobodys(self.dir.file("vswap").to_str().unwrap(), capabilities)
+    }
+
+    /// A program as nobody, who keeps these capabilities.
+    fn nobodys(&self, program: &str, capabilities: &str) -> Command {
         let mut command = Command::new("unshare");
         for name in
             ["VSWAP_MEMORY", "VSWAP_ARGS", "VSWAP_SESSION", "NO_COLOR", "LD_PRELOAD", "XDG_RUNTIME_DIR"]
@@ -49,7 +54,7 @@ impl Place {
         command.args(["--mount", "sh", "-c", WITH_DEVICE]).arg(self.dir.file("device"));
         command.args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]);
         command.arg(format!("--inh-caps={capabilities}")).arg(format!("--ambient-caps={capabilities}"));
-        command.arg(format!("--bounding-set={capabilities}")).arg(self.dir.file("vswap"));
+        command.arg(format!("--bounding-set={capabilities}")).arg(program);
         command.stdin(Stdio::null()).current_dir(self.home());
         command
     }
@@ -163,6 +168,23 @@ fn privileges_are_renounced_for_the_gate_unless_the_user_wants_them() {
     for word in ["CAP_SYS_PTRACE", "without --allow-new-privs", "vswap doctor"] {
         assert!(stderr(&refused).contains(word), "{word}: {}", stderr(&refused));
     }
+}
+
+#[test]
+fn redis_saves_while_it_is_written_to() {
+    let place = Place::new();
+    let (script, json) = (readable(&place, "redis.py"), place.home().join("run.json"));
+    // Written by the script, which also verifies every key and the saved file.
+    let mut command = place.nobodys("/usr/bin/python3", "-all");
+    command.arg(script).arg("64").arg(place.dir.file("vswap")).env("TMPDIR", place.home());
+    command.args(["run", "--quiet", "--memory", "56M", "--json"]).arg(&json).arg("--");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let done = collect_within(Duration::from_secs(180), command.spawn().expect("unshare"));
+    assert_code(&done, 0);
+    assert!(stdout(&done).contains("keys ok"), "{}", stdout(&done));
+    let figures: Value = serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
+    let summary = &figures["summary"];
+    assert!(summary["forks"].as_u64() >= Some(1) && summary["fork_pages"].as_u64() > Some(2048), "{summary}");
 }
 
 #[test]
