@@ -17,6 +17,9 @@ const THREADS: [u64; 4] = [1, 2, 4, 8];
 const PERCENTS: [u64; 2] = [50, 30];
 /// MiB that the threads map together.
 const MIB: u64 = 384;
+/// The figures that are summed up.
+const FREEZES: &str = "freezes";
+const FAIL_STOPS: &str = "fail_stops";
 /// The option that turns the gate off, if this vswap has it.
 const UNGATED: &str = "--no-gate";
 
@@ -33,6 +36,8 @@ struct Cell {
     row: Vec<String>,
     problem: Option<String>,
     pages: u64,
+    freezes: u64,
+    stops: u64,
 }
 
 /// The number before `word` in the counts that torture prints.
@@ -106,8 +111,13 @@ impl Soak {
             pages.to_string(),
         ];
         row.extend(figures(&json));
+        let counted = Summary::read(&json).and_then(|s| Ok((s.number(FREEZES)?, s.number(FAIL_STOPS)?)));
+        let (freezes, stops) = counted.unwrap_or_else(|why| {
+            problem.get_or_insert(why);
+            (0, 0)
+        });
         row.push(if problem.is_none() { "ok" } else { "WRONG" }.to_owned());
-        Ok(Cell { row, problem, pages })
+        Ok(Cell { row, problem, pages, freezes, stops })
     }
 }
 
@@ -125,6 +135,8 @@ fn figures(json: &Path) -> Vec<String> {
         "windows",
         "mremaps",
         "forks",
+        FREEZES,
+        FAIL_STOPS,
     ]
     .map(number)
     .to_vec()
@@ -171,9 +183,11 @@ pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
         "windows",
         "mremaps",
         "forks",
+        "freezes",
+        "fail-stops",
         "result",
     ]);
-    let (mut passed, mut failed, mut pages) = (0, 0, 0);
+    let (mut passed, mut failed, mut pages, mut freezes, mut stops) = (0, 0, 0, 0, 0);
     let mut number = seed * 1000;
     for &gate in gates {
         for threads in THREADS {
@@ -188,12 +202,14 @@ pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
                     passed += 1;
                 }
                 pages += cell.pages;
+                freezes += cell.freezes;
+                stops += cell.stops;
                 table.row(cell.row);
             }
         }
     }
     print!("{table}");
-    println!("{pages} pages verified");
+    println!("{pages} pages verified, {freezes} freezes, {stops} fail-stops");
     println!("{passed} passed, {failed} failed");
     Ok(failed == 0)
 }

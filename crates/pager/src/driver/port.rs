@@ -486,10 +486,13 @@ impl Port {
     /// Serves the agent's own fault, if that is what it waits for.
     fn answer_agent(&mut self) {
         if let Some(addr) = self.agent_waits {
-            let refused = self.uffd.zeropage(addr..addr + PAGE, false);
-            if !matches!(refused, Err(Partial { errno: libc::EAGAIN, .. })) {
-                self.agent_waits = None;
+            match self.uffd.zeropage(addr..addr + PAGE, false) {
+                Err(Partial { errno: libc::EAGAIN, .. }) => return,
+                // Unmapped, or there again: it has to look itself.
+                Err(_) => drop(self.uffd.wake(addr..addr + PAGE)),
+                Ok(_) => {}
             }
+            self.agent_waits = None;
             return;
         }
         // A stopped or a busy machine makes an agent late, too; then nothing may be read.
