@@ -284,6 +284,15 @@ impl Uffd {
         self.ioctl(UFFDIO_WAKE, &mut RangeArgument::from(range))
     }
 
+    /// Makes reading return when there is nothing to read. Whoever else holds the same open file can undo it.
+    ///
+    /// # Errors
+    ///
+    /// None that a live descriptor gives.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        Ok(rustix::io::ioctl_fionbio(&self.fd, true)?)
+    }
+
     /// Reads one message; `None` when there is none. Reading an event acknowledges it: the thread that made the change
     /// goes on at once. Faults are handed out before events.
     ///

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use vswap_sys::process;
+
 /// Marks the processes of a tree: `<pid of the pager>:<run directory>`.
 pub(crate) const VARIABLE: &str = "VSWAP_SESSION";
 
@@ -23,21 +25,7 @@ pub(crate) fn outer_pager(mark: Option<&OsStr>) -> Option<u32> {
     let pager: u32 = std::str::from_utf8(&mark[..colon]).ok()?.parse().ok()?;
     let run_dir = &mark[colon + 1..];
     // In a pid namespace of its own the tree does not see the pager; but it has the agent in its memory.
-    (descends_from(std::process::id(), pager) || has_mapped(run_dir)).then_some(pager)
-}
-
-/// Whether `ancestor` is `pid`, its parent, its parent's parent, ...
-pub(crate) fn descends_from(mut pid: u32, ancestor: u32) -> bool {
-    while pid > 1 {
-        if pid == ancestor {
-            return true;
-        }
-        match stat(pid) {
-            Some(stat) => pid = stat.parent,
-            None => return false,
-        }
-    }
-    pid == ancestor && pid != 0
+    (process::descends_from(std::process::id(), pager) || has_mapped(run_dir)).then_some(pager)
 }
 
 fn has_mapped(run_dir: &[u8]) -> bool {
@@ -81,16 +69,6 @@ pub(crate) fn process_state(pid: u32) -> Option<char> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ancestors() {
-        let own = std::process::id();
-        let parent = stat(own).unwrap().parent;
-        assert!(descends_from(own, own));
-        assert!(descends_from(own, parent));
-        assert!(!descends_from(parent, own));
-        assert!(!descends_from(own, u32::MAX));
-    }
 
     #[test]
     fn a_stale_mark_is_no_tree() {

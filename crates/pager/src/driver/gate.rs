@@ -1,9 +1,9 @@
 //! The thread at the gate: receives at once, finds the address space, hands over.
 //!
 //! An mremap of an address space that has a server waits there for its grant. One that has none yet, because nothing
-//! of it was ever registered, is executed by its agent right away, under the lock that starting a server takes too.
+//! of it was ever registered, is executed by its agent right away; until it has answered, no server can be started.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -15,6 +15,7 @@ use vswap_sys::maps::Maps;
 use vswap_sys::poll::{Events, poll};
 use vswap_sys::process;
 use vswap_sys::seccomp::{Gate, GatedCall, Notification, Reply};
+use vswap_sys::socket::Conn;
 use vswap_wire as wire;
 
 use crate::proto::{Call, Mremap};
@@ -25,8 +26,6 @@ use super::port::wire_call;
 use super::shared::Shared;
 use super::tenant::{Equipment, Note, Tenant};
 
-/// An agent that does not answer for so long does not answer.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// MADV_GUARD_INSTALL.
 pub const GUARD_INSTALL: u64 = 102;
 const CACHED_THREADS: usize = 1024;
@@ -34,22 +33,59 @@ const CACHED_THREADS: usize = 1024;
 const UNSEEN: Duration = Duration::from_secs(1);
 
 pub struct GateKeeper {
-    pub shared: Arc<Shared>,
-    pub gate: Arc<Gate>,
-    pub threads: HashMap<u32, u32>,
+    shared: Arc<Shared>,
+    gate: Arc<Gate>,
+    /// The process of a thread.
+    threads: HashMap<u32, u32>,
+    errands: Vec<Errand>,
+}
+
+/// A call that the agent of an idle address space executes. Its equipment is here meanwhile, not with the address space: so
+/// no server is started, and nobody but the caller waits for an agent that does not answer.
+struct Errand {
+    tenant: Arc<Tenant>,
+    equipment: Equipment,
+    conn: Arc<Conn>,
+    call: Notification,
+    /// Calls of the same address space that came meanwhile.
+    next: VecDeque<Notification>,
 }
 
 impl GateKeeper {
+    pub fn new(shared: Arc<Shared>, gate: Arc<Gate>) -> Self {
+        Self { shared, gate, threads: HashMap::new(), errands: Vec::new() }
+    }
+
     pub fn run(mut self) {
         // A hint only: without it a call costs more.
         let _ = self.gate.set_sync_wake();
         loop {
+            if !self.look() {
+                continue;
+            }
             match self.gate.recv() {
                 Ok(Some(call)) => self.pass(call),
                 Ok(None) => {}
                 Err(_) => return,
             }
         }
+    }
+
+    /// Waits for a call and sees to errands; whether there is a call.
+    fn look(&mut self) -> bool {
+        if self.errands.is_empty() {
+            return true; // receiving waits by itself, for one system call less
+        }
+        let mut wanted = vec![(self.gate.as_fd(), Events::IN)];
+        wanted.extend(self.errands.iter().map(|errand| (errand.conn.as_fd(), Events::IN)));
+        let ready: Vec<bool> =
+            poll(&wanted, None).unwrap_or_default().iter().map(|events| !events.is_empty()).collect();
+        drop(wanted);
+        for index in (1..ready.len()).rev().filter(|&index| ready[index]) {
+            let errand = self.errands.swap_remove(index - 1);
+            self.hear(errand);
+        }
+        ready.first().copied().unwrap_or(false)
     }
 
     fn pass(&mut self, call: Notification) {
@@ -67,16 +103,64 @@ impl GateKeeper {
             return self.reply(&call, Reply::Continue);
         };
         let mut idle = tenant.idle.lock();
-        match &mut *idle {
-            Some(equipment) => {
-                let what = gated_call(&call);
-                equipment.may_wipe |= wipes(&what);
-                let reply = execute(equipment, what).map_or(Reply::Continue, Reply::Value);
-                self.reply(&call, reply);
+        if let Some(equipment) = idle.take() {
+            drop(idle);
+            return self.send(tenant, equipment, VecDeque::from([call]));
+        }
+        if tenant.active.load(Relaxed) {
+            drop(idle);
+            return tenant.tell(Note::Call(call));
+        }
+        drop(idle);
+        match self.errands.iter_mut().find(|errand| errand.tenant.id == tenant.id) {
+            Some(errand) => errand.next.push_back(call),
+            // It has just ended, and its equipment with it.
+            None => self.reply(&call, Reply::Continue),
+        }
+    }
+
+    /// Sends an agent on the first of these errands; without one that it can be sent on, the address space is idle again.
+    fn send(&mut self, tenant: Arc<Tenant>, mut equipment: Equipment, mut calls: VecDeque<Notification>) {
+        while let Some(call) = calls.pop_front() {
+            let what = gated_call(&call);
+            equipment.may_wipe |= wipes(&what);
+            let conn = equipment.agent.as_ref().map(|agent| agent.conn.clone());
+            let sent = |conn: &Arc<Conn>| conn.send(wire_call(what).encode(&mut wire::buffer()), &[]).is_ok();
+            if let Some(conn) = conn.filter(sent) {
+                self.errands.push(Errand { tenant, equipment, conn, call, next: calls });
+                return;
             }
-            None => {
-                drop(idle);
-                tenant.tell(Note::Call(call));
+            self.reply(&call, Reply::Continue);
+        }
+        *tenant.idle.lock() = Some(equipment);
+    }
+
+    /// Hears what came of an errand.
+    fn hear(&mut self, mut errand: Errand) {
+        let mut buffer = wire::buffer();
+        let answer = match errand.conn.recv(&mut buffer) {
+            Ok((length, _)) if length > 0 => wire::Answer::decode(&buffer[..length]).ok(),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                return self.errands.push(errand);
+            }
+            _ => None,
+        };
+        match (answer, &mut errand.equipment.agent) {
+            (Some(wire::Answer::Called { result }), _) => {
+                self.reply(&errand.call, Reply::Value(result));
+                self.send(errand.tenant, errand.equipment, errand.next);
+            }
+            (Some(wire::Answer::Started { tid }), Some(agent)) if agent.tid == 0 => {
+                agent.tid = tid;
+                self.errands.push(errand);
+            }
+            _ => {
+                // Its end, or nonsense. Nothing of it was ever registered, so nothing of it is missing.
+                self.shared.tenants.lock().remove(&errand.tenant.id);
+                for call in std::iter::once(&errand.call).chain(&errand.next) {
+                    self.reply(call, Reply::Continue);
+                }
+                self.shared.ring_hub();
             }
         }
     }
@@ -84,12 +168,14 @@ impl GateKeeper {
     /// The agent leaves before its process enters a user namespace.
     fn pass_alone(&mut self, call: Notification) {
         if let Some(tenant) = self.tenant_of(call.tid) {
-            match &*tenant.idle.lock() {
+            let idle = tenant.idle.lock();
+            let errand = self.errands.iter().find(|errand| errand.tenant.id == tenant.id);
+            match idle.as_ref().or(errand.map(|errand| &errand.equipment)) {
                 Some(Equipment { agent: Some(agent), .. }) => {
                     retire(agent, tenant.pid.load(Relaxed));
                 }
-                Some(_) => {}
-                None => return tenant.tell(Note::Alone(call)),
+                None if tenant.active.load(Relaxed) => return tenant.tell(Note::Alone(call)),
+                Some(_) | None => {}
             }
         }
         self.reply(&call, Reply::Continue);
@@ -113,7 +199,10 @@ impl GateKeeper {
             self.shared.meters.forks.fetch_add(1, Relaxed);
             tenant.shares.store(true, Relaxed);
             // Without a server nothing of it is away; one that starts now sees that it has to hold.
-            if tenant.idle.lock().is_none() {
+            let idle = tenant.idle.lock();
+            let served = tenant.active.load(Relaxed);
+            drop(idle);
+            if served {
                 tenant.tell(Note::Fork(stopped.clone()));
             }
         }
@@ -201,22 +290,4 @@ pub fn gated_call(call: &Notification) -> Call {
 /// Whether a call changes what a forked child reads as zeros.
 pub fn wipes(call: &Call) -> bool {
     matches!(call, Call::Madvise { advice, .. } if *advice != GUARD_INSTALL)
-}
-
-/// Has the agent of an address space without a server execute a call.
-fn execute(equipment: &Equipment, call: Call) -> Option<i64> {
-    let agent = equipment.agent.as_ref()?;
-    let mut buffer = wire::buffer();
-    agent.conn.send(wire_call(call).encode(&mut buffer), &[]).ok()?;
-    loop {
-        let ready = poll(&[(agent.conn.as_fd(), Events::IN)], Some(PATIENCE)).ok()?;
-        if ready.first().is_none_or(|events| events.is_empty()) {
-            return None;
-        }
-        let (length, _) = agent.conn.recv(&mut buffer).ok()?;
-        match wire::Answer::decode(&buffer[..length]).ok()? {
-            wire::Answer::Called { result } => return Some(result),
-            _ => continue,
-        }
-    }
 }

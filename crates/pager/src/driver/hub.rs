@@ -1,9 +1,8 @@
-//! The pager's main thread: welcomes agents, notices ends, reaps, and ends the tree when the promise cannot be kept.
+//! The pager's main thread: sits at the door, notices ends, reaps, and ends the tree when the promise cannot be kept.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -11,30 +10,28 @@ use vswap_core::{SpaceConfig, Tier, VirtualSwap};
 use vswap_sys::poll::{Events, poll};
 use vswap_sys::process;
 use vswap_sys::seccomp::Gate;
-use vswap_sys::shared::SharedPages;
 use vswap_sys::socket::{Conn, Listener};
 use vswap_sys::system;
-use vswap_sys::uffd::{self, EVENT_FORK, FEATURES, RegisterMode, Uffd};
 use vswap_tiers::{FileTier, Pool};
 use vswap_wire as wire;
 
 use super::control::Control;
+use super::door::Door;
 use super::gate::GateKeeper;
 use super::governor::{Governor, Peaks, headroom};
 use super::share::PoolShare;
 use super::shared::Shared;
 use super::summary::summary;
-use super::tenant::{Agent, Equipment, Note, Tenant};
 use super::watch::Watchdog;
 use super::worker;
-use crate::{Config, Fatal, Summary, Unpaged};
+use crate::{Config, Fatal, Summary};
 
 const PAGE: u64 = vswap_core::PAGE_SIZE as u64;
 const TICK: Duration = Duration::from_millis(100);
 /// How often is looked whether a new program may begin.
 const ARRIVALS_EVERY: Duration = Duration::from_millis(2);
-/// Bytes that a program takes before the governor looks at it for the first time, about.
-const NEWCOMER: i64 = 1 << 20;
+/// A look at all processes of the machine, when only the last of the tree could still be missing.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Who a run is, for who asks.
 #[derive(Clone, Debug)]
@@ -84,27 +81,15 @@ pub fn serve(
 struct Hub {
     shared: Arc<Shared>,
     peaks: Arc<Mutex<Peaks>>,
-    listener: Listener,
-    secret: [u8; 16],
+    door: Door,
     root: u32,
     guardian: u32,
     /// Readable once the program has ended; without it the next tick notices.
     root_end: Option<OwnedFd>,
     root_ended: bool,
     gate: Option<Arc<Gate>>,
-    allow_unpaged: bool,
-    /// Connected, not yet introduced.
-    strangers: Vec<Conn>,
-    /// New programs that wait for memory before they begin.
-    arrivals: Vec<Arrival>,
-}
-
-/// Who has greeted and was not answered yet.
-struct Arrival {
-    conn: Conn,
-    greeting: wire::Greeting,
-    fds: Vec<OwnedFd>,
-    pid: u32,
+    /// When it was last looked whether anybody is left.
+    looked: Instant,
 }
 
 impl Hub {
@@ -128,8 +113,7 @@ impl Hub {
             std::thread::Builder::new().name(name.into()).stack_size(512 << 10).spawn(body).map(drop)
         };
         if let Some(gate) = &gate {
-            let keeper =
-                GateKeeper { shared: shared.clone(), gate: gate.clone(), threads: Default::default() };
+            let keeper = GateKeeper::new(shared.clone(), gate.clone());
             thread("gate", Box::new(|| keeper.run()))?;
         }
         let governor = Governor::new(
@@ -156,19 +140,25 @@ impl Hub {
             let spill_shared = shared.clone();
             thread("spill", Box::new(move || worker::spill(spill_shared)))?;
         }
+        let door = Door {
+            shared: shared.clone(),
+            listener: session.listener,
+            secret: session.secret,
+            guardian: identity.guardian,
+            must_be_paged: (!config.allow_unpaged).then_some(identity.root),
+            strangers: Vec::new(),
+            arrivals: Vec::new(),
+        };
         Ok(Self {
             shared,
             peaks,
-            listener: session.listener,
-            secret: session.secret,
+            door,
             root: identity.root,
             guardian: identity.guardian,
             root_end: process::pidfd_open(identity.root).ok(),
             root_ended: false,
             gate,
-            allow_unpaged: config.allow_unpaged,
-            strangers: Vec::new(),
-            arrivals: Vec::new(),
+            looked: Instant::now(),
         })
     }
 
@@ -184,7 +174,9 @@ impl Hub {
                 continue;
             }
             self.reap(root_ended);
-            if self.root_ended && self.shared.tenants.lock().is_empty() && self.is_deserted() {
+            let all_ended =
+                self.root_ended && (self.shared.tenants.lock().is_empty() || self.nobody_is_left());
+            if all_ended && self.is_deserted() {
                 return Ok(self.summary());
             }
             self.wait();
@@ -194,6 +186,20 @@ impl Hub {
     /// Whether nobody is left who would wait at the gate. Were we gone, calls there would fail.
     fn is_deserted(&self) -> bool {
         self.gate.as_ref().is_none_or(|gate| gate.is_deserted().unwrap_or(true))
+    }
+
+    /// Whether the last process has ended, whatever we believe of its address space: a program can make its descriptor
+    /// one that never tells.
+    fn nobody_is_left(&mut self) -> bool {
+        if self.looked.elapsed() < LOOK_EVERY {
+            return false;
+        }
+        self.looked = Instant::now();
+        let pager = std::process::id();
+        process::descendants_of(self.guardian).is_ok_and(|tree| {
+            let lives = |pid: u32| process::status(pid).is_ok_and(|status| status.state != 'Z');
+            !tree.into_iter().any(|pid| pid != pager && lives(pid))
+        })
     }
 
     fn summary(&self) -> Summary {
@@ -216,20 +222,19 @@ impl Hub {
             .lock()
             .values()
             .filter_map(|tenant| {
-                // Held while the agent executes a call; then its end can wait as well.
-                let equipment = tenant.idle.try_lock()?;
+                let equipment = tenant.idle.lock();
                 Some((tenant.id, equipment.as_ref()?.agent.as_ref()?.conn.clone()))
             })
             .collect();
-        let strangers = std::mem::take(&mut self.strangers);
+        let strangers = std::mem::take(&mut self.door.strangers);
         let mut wanted =
-            vec![(self.listener.as_fd(), Events::IN), (self.shared.hub_bell().as_fd(), Events::IN)];
-        wanted.extend(strangers.iter().map(|conn| (conn.as_fd(), Events::IN)));
+            vec![(self.door.listener.as_fd(), Events::IN), (self.shared.hub_bell().as_fd(), Events::IN)];
+        wanted.extend(strangers.iter().map(|stranger| (stranger.conn.as_fd(), Events::IN)));
         wanted.extend(idle.iter().map(|(_, conn)| (conn.as_fd(), Events::IN)));
         if !self.root_ended {
             wanted.extend(self.root_end.iter().map(|root| (root.as_fd(), Events::IN)));
         }
-        let tick = if self.arrivals.is_empty() { TICK } else { ARRIVALS_EVERY };
+        let tick = if self.door.arrivals.is_empty() { TICK } else { ARRIVALS_EVERY };
         let ready: Vec<bool> =
             poll(&wanted, Some(tick)).unwrap_or_default().iter().map(|events| !events.is_empty()).collect();
         drop(wanted);
@@ -238,12 +243,12 @@ impl Hub {
             self.shared.hub_bell().drain();
         }
         let greeted = strangers.len();
-        for (index, conn) in strangers.into_iter().enumerate() {
+        for (index, stranger) in strangers.into_iter().enumerate() {
             if ready(2 + index) {
-                let again = self.greet(conn);
-                self.strangers.extend(again);
+                let again = self.door.greet(stranger);
+                self.door.strangers.extend(again);
             } else {
-                self.strangers.push(conn);
+                self.door.strangers.push(stranger);
             }
         }
         for (index, (id, conn)) in idle.into_iter().enumerate() {
@@ -251,11 +256,9 @@ impl Hub {
                 self.hear(id, &conn);
             }
         }
-        self.admit_arrivals();
+        self.door.admit_arrivals();
         if ready(0) {
-            while let Ok(Some(conn)) = self.listener.accept_nonblocking() {
-                self.strangers.push(conn);
-            }
+            self.door.open();
         }
     }
 
@@ -266,7 +269,7 @@ impl Hub {
         if idle.is_none() {
             return; // its server hears it
         }
-        // The gate may have taken what was there.
+        // The gate may have taken what was there; and an agent starts once.
         let there = poll(&[(conn.as_fd(), Events::IN)], Some(Duration::ZERO)).unwrap_or_default();
         if there.first().is_none_or(|events| events.is_empty()) {
             return;
@@ -277,7 +280,9 @@ impl Hub {
             _ => None,
         };
         let agent = idle.as_mut().and_then(|equipment| equipment.agent.as_mut());
-        if let (Some(wire::Answer::Started { tid }), Some(agent)) = (started, agent) {
+        if let (Some(wire::Answer::Started { tid }), Some(agent)) =
+            (started, agent.filter(|agent| agent.tid == 0))
+        {
             agent.tid = tid;
         } else {
             // Nothing of it was ever registered, so nothing of it is missing.
@@ -285,107 +290,6 @@ impl Hub {
             drop(idle);
             self.shared.tenants.lock().remove(&id);
         }
-    }
-
-    /// Lets new programs begin, for as long as there is room: each brings memory along that nobody holds back yet.
-    fn admit_arrivals(&mut self) {
-        while !self.arrivals.is_empty() && !self.shared.is_throttled() {
-            let Arrival { conn, greeting, fds, pid } = self.arrivals.remove(0);
-            self.shared.room.fetch_sub(NEWCOMER, Relaxed);
-            self.admit_or_name(conn, greeting, fds, pid);
-            self.shared.arriving.lock().remove(&pid);
-        }
-    }
-
-    fn admit_or_name(&self, conn: Conn, greeting: wire::Greeting, fds: Vec<OwnedFd>, pid: u32) {
-        if let Err(why) = self.admit(conn, greeting, fds, pid) {
-            self.unpaged(pid, why);
-        }
-    }
-
-    /// Hears a stranger; gives it back if it has more to say.
-    fn greet(&mut self, conn: Conn) -> Option<Conn> {
-        let mut buffer = wire::buffer();
-        let (length, fds) = conn.recv(&mut buffer).ok()?;
-        let hello = wire::Hello::decode(&buffer[..length]).ok()?;
-        let peer = conn.peer_cred().ok()?;
-        match hello {
-            wire::Hello::Device { secret } if secret == self.secret => {
-                let device = uffd::open_device().ok();
-                let welcome = wire::Welcome { accepted: device.is_some(), reason: 0 };
-                let fds: Vec<_> = device.iter().map(AsFd::as_fd).collect();
-                return conn.send(welcome.encode(&mut buffer), &fds).is_ok().then_some(conn);
-            }
-            wire::Hello::Greeting(greeting) if greeting.secret == self.secret => {
-                if greeting.token == 0 {
-                    self.shared.arriving.lock().insert(peer.pid);
-                    self.arrivals.push(Arrival { conn, greeting, fds, pid: peer.pid });
-                } else {
-                    self.admit_or_name(conn, greeting, fds, peer.pid);
-                }
-            }
-            wire::Hello::Refusal(refusal) if refusal.secret == self.secret => {
-                let error = std::io::Error::from_raw_os_error(refusal.errno);
-                self.unpaged(peer.pid, format!("its agent could not start ({:?}): {error}", refusal.reason));
-            }
-            _ => {}
-        }
-        None
-    }
-
-    fn admit(&self, conn: Conn, greeting: wire::Greeting, fds: Vec<OwnedFd>, pid: u32) -> Result<(), String> {
-        if fds.len() != greeting.descriptors() {
-            return Err("its agent sent the wrong number of descriptors".into());
-        }
-        let text = |error: std::io::Error| error.to_string();
-        let mut fds = fds.into_iter();
-        let uffd = if greeting.token == 0 { fds.next().map(Uffd::from) } else { None };
-        let ring = fds.next().ok_or("its agent sent no ring")?;
-        let ring = SharedPages::map(ring, greeting.ring_pages as usize).map_err(text)?;
-        let agent =
-            Agent { tid: 0, conn: Arc::new(conn), ring, area: greeting.area, staging: greeting.staging };
-        let Some(uffd) = uffd else {
-            let tenants = self.shared.tenants.lock();
-            let Some(child) = tenants.values().find(|tenant| tenant.token == greeting.token) else {
-                // Hanging up would tell it that the pager is dead.
-                let refusal = wire::Welcome { accepted: false, reason: 0 };
-                agent.conn.send(refusal.encode(&mut wire::buffer()), &[]).map_err(text)?;
-                return Err("it says it was forked by a process that is not known".into());
-            };
-            child.pid.store(pid, Relaxed);
-            child.tell(Note::Agent(agent));
-            return Ok(());
-        };
-        let staging = agent.staging..agent.staging + wire::BATCH_PAGES as u64 * PAGE;
-        let allowed = uffd
-            .api(if self.shared.fork_events { FEATURES } else { FEATURES & !EVENT_FORK })
-            .map_err(text)
-            .and_then(|_| uffd.register(staging, RegisterMode::WP).map_err(|errno| format!("errno {errno}")));
-        let welcome = wire::Welcome { accepted: allowed.is_ok(), reason: 0 };
-        let conn = agent.conn.clone();
-        let equipment = Equipment { uffd, agent: Some(agent), beacon: greeting.beacon, may_wipe: false };
-        let tenant = Tenant::new(self.shared.new_id(), 0, pid, Some(equipment)).map_err(text)?;
-        tenant.beacon.store(greeting.beacon, Relaxed);
-        // With the welcome the program goes on, perhaps to the gate at once, where it must be known.
-        let mut tenants = self.shared.tenants.lock();
-        match conn.send(welcome.encode(&mut wire::buffer()), &[]) {
-            // It was killed meanwhile: it does not run unpaged, it does not run.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-            sent => sent.map_err(text)?,
-        }
-        allowed?;
-        self.shared.meters.address_spaces.fetch_add(1, Relaxed);
-        tenants.insert(tenant.id, Arc::new(tenant));
-        Ok(())
-    }
-
-    fn unpaged(&self, pid: u32, reason: String) {
-        if pid == self.root && !self.allow_unpaged {
-            self.shared.fail(format!("the program would run unpaged: {reason} (--allow-unpaged lets it)"));
-            return;
-        }
-        let name = process::status(pid).map(|status| status.name).unwrap_or_default();
-        self.shared.unpaged.lock().push(Unpaged { pid, name, reason });
     }
 }
 

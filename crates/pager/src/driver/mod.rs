@@ -13,8 +13,10 @@
 //! Nobody holds a lock while waiting for a target.
 
 mod alone;
+mod answers;
 mod buffers;
 mod control;
+mod door;
 mod forks;
 mod freeze;
 mod gate;

@@ -15,6 +15,7 @@ use vswap_sys::poll::{Events, poll};
 use vswap_sys::uffd::{Message, Partial, RegisterMode, Uffd};
 use vswap_wire as wire;
 
+use super::answers::taken;
 use super::pins::Pins;
 use super::settle::sleeps_in_madvise;
 use super::shared::Shared;
@@ -382,9 +383,12 @@ impl Port {
             self.shared.space.free_n(&slots);
             return Some(Vec::new());
         };
-        let addrs = runs.iter().flat_map(|run| (0..u64::from(run.pages)).map(|i| run.address + i * PAGE));
-        let taken: Vec<_> =
-            addrs.zip(0usize..).filter(|&(_, index)| moved[index / 64] & (1 << (index % 64)) != 0).collect();
+        let Some(taken) = taken(runs, &moved) else {
+            // No honest agent says that: nothing more is believed.
+            self.agent = None;
+            self.shared.space.free_n(&slots);
+            return Some(Vec::new());
+        };
         let (used, unused) = slots.split_at(taken.len());
         self.shared.space.free_n(unused);
         // Copied once: the target may write to the ring at any time.
@@ -447,7 +451,7 @@ impl Port {
             }
             let received = agent.conn.recv(&mut buffer);
             match received.map(|(length, _)| wire::Answer::decode(&buffer[..length])) {
-                Ok(Ok(wire::Answer::Started { tid })) => self.started(tid),
+                Ok(Ok(wire::Answer::Started { tid })) if agent.tid == 0 => self.started(tid),
                 Ok(Ok(wire::Answer::Evicted { moved, again, emptied, .. })) => {
                     self.evictable &= emptied;
                     return (moved, again);

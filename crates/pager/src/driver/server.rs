@@ -18,6 +18,7 @@ use vswap_sys::uffd::{Message, RegisterMode, Uffd};
 use vswap_wire as wire;
 
 use super::alone::retire;
+use super::answers::plausible;
 use super::forks::Stopped;
 use super::freeze::Freezer;
 use super::gate::{GUARD_INSTALL, gated_call, wipes};
@@ -650,9 +651,14 @@ impl Server {
             _ => None,
         };
         match answer {
-            Some(wire::Answer::Started { tid }) => self.port.started(tid),
-            Some(wire::Answer::Called { result }) => self.called(result),
-            Some(wire::Answer::Evicted { .. }) | None => {
+            Some(wire::Answer::Started { tid }) if agent.tid == 0 => self.port.started(tid),
+            Some(wire::Answer::Called { result })
+                if self.space.granted().is_some_and(|(_, call)| plausible(&call, result)) =>
+            {
+                self.called(result);
+            }
+            // Its end; or what no honest agent says, which ends it as well.
+            _ => {
                 self.port.agent = None;
                 self.check_alive();
             }

@@ -19,6 +19,9 @@ use super::reclaim::Wish;
 use super::tenant::Tenant;
 use crate::Unpaged;
 
+/// Warnings that are kept.
+const WARNINGS: usize = 256;
+
 /// The pager, as its threads see it.
 pub struct Shared {
     /// The virtual swap space.
@@ -129,7 +132,8 @@ impl Shared {
     /// Says once that something is not as the user would expect.
     pub fn warn(&self, warning: String) {
         let mut warnings = self.warnings.lock();
-        if !warnings.contains(&warning) {
+        // Some name processes: there is no end of these.
+        if warnings.len() < WARNINGS && !warnings.contains(&warning) {
             warnings.push(warning);
         }
     }

@@ -62,6 +62,8 @@ pub struct Tenant {
     pub id: u64,
     /// What a forked child reads from its beacon; 0 for a process that greeted afresh.
     pub token: u64,
+    /// A forked child's agent has come for it.
+    pub claimed: AtomicBool,
     /// Its process; 0 while a forked child has not been seen yet.
     pub pid: AtomicU32,
     /// The page where a forked child reads its token; the same in all that one process forks.
@@ -102,6 +104,7 @@ impl Tenant {
         Ok(Self {
             id,
             token,
+            claimed: AtomicBool::new(false),
             pid: AtomicU32::new(pid),
             beacon: AtomicU64::new(0),
             wanted: AtomicU64::new(0),

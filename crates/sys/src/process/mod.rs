@@ -21,7 +21,7 @@ pub use thread::{
     ThreadFile, allowed_cpus, clear_affinity, cpu_of_thread, current_cpu, robust_list_head,
     set_affinity_self, set_nice_self,
 };
-pub use tree::{children_of, descendants_of, threads};
+pub use tree::{children_of, descendants_of, descends_from, threads};
 pub use wait::{kill, pidfd_open, raise_like, reap, tgkill_check, wait};
 
 use std::io;

@@ -34,16 +34,26 @@ pub fn descendants_of(pid: u32) -> io::Result<Vec<u32>> {
     Ok(found)
 }
 
+/// Whether `ancestor` is `pid`, its parent, its parent's parent, ... A process that is gone descends from nobody.
+pub fn descends_from(mut pid: u32, ancestor: u32) -> bool {
+    while pid > 1 && pid != ancestor {
+        match parent_of(pid) {
+            Some(parent) => pid = parent,
+            None => return false,
+        }
+    }
+    pid == ancestor && pid != 0
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    stat_fields(&read_text(&format!("/proc/{pid}/stat")).ok()?)?.nth(1)?.parse().ok()
+}
+
 /// Every process with its parent.
 fn parents() -> io::Result<Vec<(u32, u32)>> {
     let mut all = Vec::new();
     for pid in numeric_names("/proc")? {
-        let parent = read_text(&format!("/proc/{pid}/stat"))
-            .ok()
-            .and_then(|text| stat_fields(&text)?.nth(1)?.parse::<u32>().ok());
-        if let Some(parent) = parent {
-            all.push((pid, parent));
-        }
+        all.extend(parent_of(pid).map(|parent| (pid, parent)));
     }
     Ok(all)
 }
@@ -65,4 +75,18 @@ fn numeric_names(directory: &str) -> io::Result<Vec<u32>> {
         numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
     }
     Ok(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ancestors() {
+        let own = std::process::id();
+        let parent = std::os::unix::process::parent_id();
+        assert!(descends_from(own, own) && descends_from(own, parent));
+        assert!(!descends_from(parent, own) && !descends_from(own, u32::MAX) && !descends_from(0, 0));
+        assert!(descendants_of(parent).unwrap().contains(&own));
+    }
 }

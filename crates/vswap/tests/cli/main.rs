@@ -9,6 +9,7 @@ mod fix;
 mod full;
 mod harness;
 mod holder;
+mod hostile;
 mod namespaces;
 mod recipes;
 mod signals;
