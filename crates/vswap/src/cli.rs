@@ -50,6 +50,8 @@ Exit status:
 Environment:
   VSWAP_MEMORY   --memory, if it is given nowhere else
   VSWAP_ARGS     more options, split as a shell does; the command line wins
+  VSWAP_LOG      what the pager does, on standard error or in VSWAP_LOG_FILE:
+                 info, debug or trace, or TARGET=LEVEL,..., such as window=trace
   NO_COLOR       no colours
   TMPDIR, XDG_CACHE_HOME    where the spill file may go
   CMD gets VSWAP_SESSION, and our library before yours in LD_PRELOAD.

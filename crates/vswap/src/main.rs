@@ -21,6 +21,7 @@ mod spill;
 mod status;
 mod summary;
 mod terminal;
+mod trace;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

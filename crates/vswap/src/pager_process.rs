@@ -26,6 +26,7 @@ use crate::nested;
 use crate::permission::Means;
 use crate::report::{Message, Sender};
 use crate::rundir::RunDir;
+use crate::trace::Trace;
 
 /// The stacks of the two threads that only wait.
 const SMALL_STACK: usize = 128 << 10;
@@ -34,6 +35,8 @@ const SMALL_STACK: usize = 128 << 10;
 pub(crate) struct Start {
     pub(crate) config: Config,
     pub(crate) program: Program,
+    /// What is to be written of the pager's doings.
+    pub(crate) trace: Option<Trace>,
     /// CMD as the user wrote it, for `vswap status`.
     pub(crate) command: Vec<String>,
     pub(crate) means: Means,
@@ -224,6 +227,7 @@ fn let_go(
     rustix::stdio::dup2_stdout(&null)?;
     let mut keep = vec![null.as_fd(), front.as_fd(), start.run_dir.as_fd()];
     keep.extend(listeners.map(AsFd::as_fd));
+    keep.extend(start.trace.as_ref().and_then(Trace::descriptor));
     keep.extend(gate.map(AsFd::as_fd));
     front_support::close_all_but(&keep)?;
     // See the guardian: no signal for the user's job may hit us. CMD stays in the job, it has been started already.
@@ -231,6 +235,7 @@ fn let_go(
     let _ = rustix::thread::set_name(c"vswap-pager");
     std::env::set_current_dir("/")?;
     guardian::spare_from_oom();
+    start.trace.as_ref().map_or(Ok(()), Trace::begin)?;
     Ok(null)
 }
 

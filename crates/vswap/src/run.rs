@@ -26,6 +26,7 @@ use crate::report::{self, Message};
 use crate::rundir::{self, RunDir};
 use crate::size::{Memory, human};
 use crate::summary::{self, Ending, JsonTarget};
+use crate::trace::Trace;
 use crate::{agent_image, guardian, nested, permission, spill, terminal};
 
 /// vswap's own failure.
@@ -185,6 +186,7 @@ fn start(run: &cli::Run, program: Program, config: Config, means: Means) -> Resu
     ];
     signals::reset(libc::SIGCHLD).map_err(io("SIGCHLD"))?;
 
+    let trace = Trace::new().map_err(own)?;
     let secret: [u8; 16] = rundir::random().map_err(io("/dev/urandom"))?;
     let cookie = u64::from_ne_bytes(rundir::random().map_err(io("/dev/urandom"))?);
     let run_dir = RunDir::create(&|socket| {
@@ -211,6 +213,7 @@ fn start(run: &cli::Run, program: Program, config: Config, means: Means) -> Resu
     let start = Start {
         config,
         program,
+        trace,
         command: run.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
         means,
         run_dir,

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use log::info;
 use vswap_sys::process;
 use vswap_sys::shared::SharedPages;
 use vswap_sys::socket::{Conn, Listener};
@@ -160,6 +161,7 @@ impl Door {
             say_welcome(&agent.conn, false)?;
             return Err("it says it was forked by a process that is not known".into());
         };
+        info!(target: "agent", "process {pid}: the agent of forked child number {}", child.id);
         child.pid.store(pid, Relaxed);
         child.tell(Note::Agent(agent));
         Ok(())
@@ -189,11 +191,13 @@ impl Door {
         }
         allowed?;
         self.shared.meters.address_spaces.fetch_add(1, Relaxed);
+        info!(target: "agent", "process {pid}: an agent, address space number {}", tenant.id);
         tenants.insert(tenant.id, Arc::new(tenant));
         Ok(())
     }
 
     fn unpaged(&self, pid: u32, reason: String) {
+        info!(target: "agent", "process {pid} is not paged: {reason}");
         if self.must_be_paged == Some(pid) {
             self.shared.fail(format!("the program would run unpaged: {reason} (--allow-unpaged lets it)"));
             return;

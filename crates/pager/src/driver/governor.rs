@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use log::{debug, info};
 use parking_lot::Mutex;
 use vswap_core::PAGE_SIZE;
 use vswap_sys::process::{self, MemFile};
@@ -159,6 +160,7 @@ impl Governor {
         if self.limit == Limit::Auto && self.limit_at.elapsed() > LIMIT_EVERY {
             self.limit_at = Instant::now();
             self.limit_now = self.limit.bytes(total);
+            debug!(target: "governor", "the limit is {} bytes, in use {total}", self.limit_now);
         }
         let limit = self.limit_now;
         let headroom = headroom(limit);
@@ -208,7 +210,9 @@ impl Governor {
         asked.retain(|(tenant, _)| self.activate(tenant));
         let resident: u64 = asked.iter().map(|(_, share)| share).sum();
         for (tenant, share) in asked {
-            tenant.want((u128::from(pages) * u128::from(share) / u128::from(resident.max(1))) as u64 + 1);
+            let wanted = (u128::from(pages) * u128::from(share) / u128::from(resident.max(1))) as u64 + 1;
+            debug!(target: "governor", "process {}: {wanted} pages are to leave", tenant.pid.load(Relaxed));
+            tenant.want(wanted);
         }
     }
 
@@ -327,6 +331,9 @@ impl Governor {
         }
         let hold = self.progress_at.elapsed() < NO_PROGRESS;
         let held = self.shared.may_hold.swap(hold, Relaxed);
+        if held != hold {
+            info!(target: "governor", "first touches may be held: {hold}; {room} bytes of room");
+        }
         let full = self.shared.stuck.load(Relaxed)
             && self.shared.space.free_frames() < BATCH_PAGES as usize
             && room < 0;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use log::debug;
 use vswap_core::{PAGE_SIZE, Page, SlotId, Source};
 use vswap_sys::maps::{Kind, Maps};
 use vswap_sys::pagemap::{ENTRY_GUARD, Pagemap};
@@ -145,7 +146,9 @@ impl Port {
             Command::Zero { addr, pages, fault } => self.zero(addr, pages, fault.write),
             Command::Mapping(at) => self.mapping(at),
             Command::Register(range) => {
-                match self.uffd.register(range, RegisterMode::MISSING | RegisterMode::WP) {
+                let registered = self.uffd.register(range.clone(), RegisterMode::MISSING | RegisterMode::WP);
+                debug!(target: "register", "process {}: {range:x?}: {registered:?}", self.tenant.pid.load(Relaxed));
+                match registered {
                     Ok(()) => Answer::Done,
                     Err(libc::ESRCH) => Answer::Gone,
                     Err(_) => Answer::Refused,
@@ -415,6 +418,8 @@ impl Port {
             self.empty_ring();
         }
         let count = taken.len() as u64;
+        let (pid, tried) = (self.tenant.pid.load(Relaxed), slots.len());
+        debug!(target: "evict", "process {pid}: {count} of {tried} pages, {cached} of them cached");
         self.shared.meters.evictions.fetch_add(count, Relaxed);
         self.tenant.evictions.fetch_add(count, Relaxed);
         Some(taken.iter().map(|&(addr, _)| addr).zip(used.iter().copied()).collect())

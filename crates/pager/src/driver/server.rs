@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use log::{debug, error, info, trace};
 use vswap_core::{PAGE_SIZE, Source};
 use vswap_sys::poll::{Events, poll};
 use vswap_sys::process::{self, ThreadFile};
@@ -240,6 +241,7 @@ impl Server {
                 self.children.insert(key, child);
                 self.tenant.shares.store(true, Relaxed);
                 self.shared.meters.forks.fetch_add(1, Relaxed);
+                debug!(target: "fork", "process {}: a child, number {}", self.pid(), key.0);
                 self.space.input(Input::Fork(key));
             }
             Message::Remap { from, to, len } => {
@@ -354,6 +356,7 @@ impl Server {
         let ticket = Ticket(call.id);
         let what = gated_call(&call);
         self.port.may_wipe |= wipes(&what);
+        debug!(target: "gate", "process {}, thread {}: {what:x?} waits", self.pid(), call.tid);
         self.calls.insert(ticket, call);
         self.shared.meters.mremaps.fetch_add(u64::from(matches!(what, Call::Mremap(_))), Relaxed);
         self.space.input(Input::Asked(ticket, what));
@@ -374,6 +377,7 @@ impl Server {
     /// The agent has executed the granted call: what of it no event tells, then its result.
     fn called(&mut self, result: i64) {
         let Some((ticket, what)) = self.space.granted() else { return };
+        debug!(target: "gate", "process {}: {what:x?} returned {result:#x}", self.pid());
         if let Call::Madvise { start, len, advice } = what {
             let range = start & !(PAGE - 1)..start.saturating_add(len).min(USER_END).next_multiple_of(PAGE);
             if advice == GUARD_INSTALL {
@@ -453,6 +457,7 @@ impl Server {
                     let _ = self.port.uffd.wake(addr..addr + PAGE);
                 }
                 Effect::FailStop(why) => {
+                    error!(target: "stop", "process {}: {why}", self.pid());
                     self.shared.meters.fail_stops.fetch_add(1, Relaxed);
                     self.shared.fail(format!("process {}: {why}", self.tenant.pid.load(Relaxed)));
                 }
@@ -470,6 +475,7 @@ impl Server {
             Some(Source::Zero | Source::Filled) | None => &meters.zero,
         };
         histogram.add(time);
+        trace!(target: "fault", "process {}: {fault:x?} answered after {time:?}", self.pid());
         meters.stalled_ns.fetch_add(time.as_nanos() as u64, Relaxed);
     }
 
@@ -557,6 +563,10 @@ impl Server {
         self.tenant.wanted.fetch_min(rest, Relaxed);
     }
 
+    fn pid(&self) -> u32 {
+        self.tenant.pid.load(Relaxed)
+    }
+
     /// Lets the watchdog see what is unanswered.
     fn show(&self) {
         self.tenant.watch.turn(&self.space, || self.shared.now_ns());
@@ -570,6 +580,11 @@ impl Server {
         total.fetch_add(evicted.wrapping_sub(before), Relaxed);
         self.tenant.footprint.store(self.space.footprint() as u64, Relaxed);
         let counters = self.space.counters();
+        if counters.windows != self.counted.windows {
+            let closed = counters.windows - self.counted.windows;
+            let open = self.space.window_open();
+            debug!(target: "window", "process {}: {closed} closed, another is open: {open}", self.pid());
+        }
         self.shared.meters.windows.fetch_add(counters.windows - self.counted.windows, Relaxed);
         self.shared.meters.fork_pages.fetch_add(counters.recalled - self.counted.recalled, Relaxed);
         self.counted = counters;
@@ -659,6 +674,7 @@ impl Server {
             }
             // Its end; or what no honest agent says, which ends it as well.
             _ => {
+                info!(target: "agent", "process {}: its agent is gone ({answer:?})", self.tenant.pid.load(Relaxed));
                 self.port.agent = None;
                 self.check_alive();
             }
@@ -690,6 +706,7 @@ impl Server {
     }
 
     fn end(&mut self) {
+        info!(target: "agent", "process {}: its address space is over", self.pid());
         self.gone();
         self.publish();
         for (_, call) in self.calls.drain().collect::<Vec<_>>() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use log::debug;
 use vswap_core::StoreError;
 
 use super::shared::Shared;
@@ -36,6 +37,7 @@ pub fn compress(shared: Arc<Shared>, keep: usize) {
             }
             let out = shared.space.write_out(ROUND.min(surplus));
             shared.wish.squeezed(out.written);
+            debug!(target: "spill", "{} pages of the cache compressed: {:?}", out.written, out.stuck);
             shared.meters.spilled.fetch_add(out.tiered as u64, Relaxed);
             shared.stuck.store(out.stuck.is_some(), Relaxed);
             if let Some(StoreError::Io(errno)) = out.stuck {
@@ -77,6 +79,7 @@ pub fn spill(shared: Arc<Shared>) {
         while resident() > low {
             let back = shared.space.write_back(SPILL_ROUND);
             shared.meters.spilled.fetch_add(back.written as u64, Relaxed);
+            debug!(target: "spill", "{} pages of the pool written: {:?}", back.written, back.stuck);
             match back.stuck {
                 Some(StoreError::Io(errno)) => {
                     let error = std::io::Error::from_raw_os_error(errno);

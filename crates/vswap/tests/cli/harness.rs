@@ -15,7 +15,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// The program, in an environment without settings of ours.
 pub(crate) fn vswap() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vswap"));
-    for name in ["VSWAP_MEMORY", "VSWAP_ARGS", "VSWAP_SESSION", "NO_COLOR", "LD_PRELOAD"] {
+    for name in [
+        "VSWAP_MEMORY",
+        "VSWAP_ARGS",
+        "VSWAP_SESSION",
+        "VSWAP_LOG",
+        "VSWAP_LOG_FILE",
+        "NO_COLOR",
+        "LD_PRELOAD",
+    ] {
         command.env_remove(name);
     }
     command.stdin(Stdio::null());

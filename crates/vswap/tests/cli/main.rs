@@ -17,6 +17,7 @@ mod status;
 mod streams;
 mod terminal;
 mod texts;
+mod trace;
 mod tree;
 mod user;
 mod watchdog;
