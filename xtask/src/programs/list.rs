@@ -138,7 +138,7 @@ pub(crate) static PROGRAMS: &[Program] = &[
         compare: Compare::Output,
         pool: 25,
         floor: Floor { evictions: 30, pool: 2, file: 1 },
-        seconds: (1200, 200),
+        seconds: (1200, 400),
     },
     Program {
         name: "shell",
