@@ -15,12 +15,19 @@ use crate::holder::{HOLDER, Holder};
 #[test]
 fn status_tells_where_memory_is_and_reclaim_moves_it() {
     let run = Holder::start(HOLDER);
-    let (before, resident) = (run.status(), run.resident());
+    let resident = run.resident();
+    let mut before = Value::Null;
+    // The governor looks now and then, on a busy machine less often.
+    let agrees = |status: &Value| status["memory"]["program"].as_u64().unwrap().abs_diff(resident) < 4 << 20;
+    let seen = within(PATIENCE, || {
+        before = run.status();
+        agrees(&before)
+    });
+    assert!(seen, "{before} for {resident}");
     assert_eq!(before["pager"], parent(run.pid));
     assert!(before["running"] == true && before["failing"].is_null());
     assert_eq!(before["command"][0], "python3");
     let figure = |status: &Value, key: &str| status["memory"][key].as_u64().unwrap();
-    assert!(figure(&before, "program").abs_diff(resident) < 4 << 20, "{before} for {resident}");
     assert_eq!(figure(&before, "limit"), 512 << 20);
 
     let done = run.reclaim("32M");
