@@ -5,7 +5,9 @@
 //! child of a fork is given its descriptor once, and only if its own thread asked for the token; descriptors must be
 //! what they should be; what one process can take up is bounded; and nobody is waited for.
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -151,12 +153,9 @@ impl Door {
     /// The child of a fork, whose address space is served already.
     fn admit_child(&self, agent: Agent, token: u64, pid: u32) -> Result<(), String> {
         let child = self.shared.tenants.lock().values().find(|tenant| tenant.token == token).cloned();
-        // The pid so far is that of the thread that asked for the token, as its own pid namespace has it.
-        let asked = |child: &Tenant| {
-            let asker = child.pid.load(Relaxed);
-            asker != 0 && process::status(pid).is_ok_and(|status| status.ns_tgid == asker)
-        };
-        let Some(child) = child.filter(|child| asked(child) && !child.claimed.swap(true, Relaxed)) else {
+        // Who only heard of the token from somebody has another one at that place.
+        let has_it = |child: &Tenant| token_in(pid, child.beacon.load(Relaxed)) == Some(token);
+        let Some(child) = child.filter(|child| has_it(child) && !child.claimed.swap(true, Relaxed)) else {
             // Hanging up would tell it that the pager is dead.
             say_welcome(&agent.conn, false)?;
             return Err("it says it was forked by a process that is not known".into());
@@ -209,6 +208,13 @@ impl Door {
             unpaged.push(Unpaged { pid, name, reason });
         }
     }
+}
+
+/// What a process reads in its beacon; nothing while that is missing, which is an error for this way to read.
+pub fn token_in(pid: u32, beacon: u64) -> Option<u64> {
+    let mut token = [0; 8];
+    File::open(format!("/proc/{pid}/mem")).ok()?.read_exact_at(&mut token, beacon).ok()?;
+    Some(u64::from_ne_bytes(token))
 }
 
 /// False if it was killed meanwhile: it does not run unpaged, it does not run.

@@ -4,9 +4,7 @@
 //! of it was ever registered, is executed by its agent right away; until it has answered, no server can be started.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -21,6 +19,7 @@ use vswap_wire as wire;
 use crate::proto::{Call, Mremap};
 
 use super::alone::retire;
+use super::door::token_in;
 use super::forks::{Stopped, copied_by};
 use super::port::wire_call;
 use super::shared::Shared;
@@ -247,7 +246,6 @@ impl GateKeeper {
     fn unseen(&self, tgid: u32) -> Option<Arc<Tenant>> {
         let begun = Instant::now();
         let mut maps = Maps::open(tgid).ok()?;
-        let memory = File::open(format!("/proc/{tgid}/mem")).ok()?;
         let mut has = |beacon: u64| {
             let found = maps.next_at_or_after(beacon);
             beacon != 0 && found.is_ok_and(|found| found.is_some_and(|mapping| mapping.range.start == beacon))
@@ -256,13 +254,9 @@ impl GateKeeper {
             let tenants = self.shared.all_tenants();
             let beacons: HashSet<u64> = tenants.iter().map(|tenant| tenant.beacon.load(Relaxed)).collect();
             let beacon = beacons.into_iter().find(|&beacon| has(beacon))?;
-            let mut token = [0; 8];
-            // A page that is missing is an error here.
-            if memory.read_exact_at(&mut token, beacon).is_ok() {
-                let token = u64::from_ne_bytes(token);
-                if let Some(found) = tenants.into_iter().find(|tenant| token != 0 && tenant.token == token) {
-                    return Some(found);
-                }
+            let token = token_in(tgid, beacon).filter(|&token| token != 0);
+            if let Some(found) = tenants.into_iter().find(|tenant| Some(tenant.token) == token) {
+                return Some(found);
             }
             std::thread::sleep(Duration::from_millis(1));
         }

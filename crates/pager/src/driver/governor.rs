@@ -43,6 +43,8 @@ const WORTHWHILE: u64 = 256 << 10;
 const ASKED: usize = 32;
 const PSS_EVERY: Duration = Duration::from_millis(100);
 const TREE_EVERY: Duration = Duration::from_millis(50);
+/// An agent that has not greeted for so long will not.
+const GREETING: Duration = Duration::from_secs(1);
 const LIMIT_EVERY: Duration = Duration::from_secs(1);
 /// Without an eviction for so long, waiting for one is pointless.
 const NO_PROGRESS: Duration = Duration::from_millis(200);
@@ -100,6 +102,8 @@ pub struct Governor {
     shared_bytes: u64,
     pss_at: Instant,
     tree: HashSet<u32>,
+    /// Those of them that are not known to be paged, and since when.
+    unknown: HashMap<u32, Instant>,
     tree_at: Instant,
     limit_now: u64,
     limit_at: Instant,
@@ -134,6 +138,7 @@ impl Governor {
             shared_bytes: 0,
             pss_at: long_ago,
             tree: HashSet::new(),
+            unknown: HashMap::new(),
             tree_at: long_ago,
             limit_now,
             limit_at: now,
@@ -301,11 +306,17 @@ impl Governor {
     fn find_tree(&mut self, tenants: &[Arc<Tenant>]) {
         let pager = std::process::id();
         let Ok(all) = process::descendants_of(self.guardian) else { return };
-        let before = std::mem::take(&mut self.tree);
         self.tree = all.into_iter().filter(|&pid| pid != pager).collect();
         let mut paged: HashSet<u32> = tenants.iter().map(|tenant| tenant.pid.load(Relaxed)).collect();
         paged.extend(self.shared.arriving.lock().iter());
-        for &pid in self.tree.iter().filter(|pid| before.contains(pid) && !paged.contains(pid)) {
+        let before = std::mem::take(&mut self.unknown);
+        for &pid in self.tree.difference(&paged) {
+            let since = before.get(&pid).copied().unwrap_or_else(Instant::now);
+            self.unknown.insert(pid, since);
+            // A program is without an agent for a moment after its exec, and a child that has it, until it has greeted.
+            if !before.contains_key(&pid) || (has_agent(pid) && since.elapsed() < GREETING) {
+                continue;
+            }
             if tenants.iter().any(|tenant| tenant.pid.load(Relaxed) == 0) {
                 continue; // a forked child that was not seen yet
             }
@@ -381,6 +392,11 @@ impl Governor {
             super::summary::at_peak(&mut peaks, &space, evicted, tables);
         }
     }
+}
+
+/// Whether the agent's file is mapped in a process, by its parent or by the loader.
+fn has_agent(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("/agent.so"))
 }
 
 /// What is kept free below the limit, so that allocations find room while pages are on their way out.

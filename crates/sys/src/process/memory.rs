@@ -68,8 +68,6 @@ pub struct Status {
     pub name: String,
     /// The process (thread group) it belongs to.
     pub tgid: u32,
-    /// The same, as its own pid namespace numbers it.
-    pub ns_tgid: u32,
     /// The parent process.
     pub ppid: u32,
     /// Who traces it, 0 for nobody.
@@ -120,9 +118,6 @@ fn parse_status(text: &str) -> Option<Status> {
     Some(Status {
         name: field(text, "Name")?.to_owned(),
         tgid: number("Tgid")?,
-        ns_tgid: field(text, "NStgid")
-            .and_then(|ids| ids.split_ascii_whitespace().last()?.parse().ok())
-            .unwrap_or(0),
         ppid: number("PPid")?,
         tracer_pid: number("TracerPid").unwrap_or(0),
         threads: number("Threads").unwrap_or(0),

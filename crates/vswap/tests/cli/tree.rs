@@ -20,6 +20,27 @@ fn nothing_is_left_behind() {
 }
 
 #[test]
+fn forked_children_are_paged_like_their_parents() {
+    let dir = Scratch::new();
+    let json = dir.file("json");
+    let script = "import os\n\
+                  mine = os.urandom(24 << 20)\n\
+                  for _ in range(3):\n    \
+                      child = os.fork()\n    \
+                      if child == 0:\n        \
+                          more = os.urandom(24 << 20)\n        \
+                          os._exit(0 if mine[::4096] + more[::4096] == mine[::4096] + more[::4096] else 1)\n    \
+                      assert os.waitpid(child, 0)[1] == 0\n";
+    let mut command = vswap();
+    command.args(["run", "-q", "-m", "32M", "--json"]).arg(&json).args(["--", "python3", "-c", script]);
+    assert_code(&output(&mut command), 0);
+    let run: serde_json::Value = serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
+    let summary = &run["summary"];
+    assert_eq!(summary["forks"], 3, "{summary}");
+    assert_eq!(summary["unpaged"].as_array().map(Vec::len), Some(0), "{summary}");
+}
+
+#[test]
 fn daemons_go_on_with_their_pager_and_the_last_one_cleans_up() {
     let (dir, run) = (Scratch::new(), Scratch::new());
     let (daemon, end) = (dir.file("daemon"), dir.file("end"));
