@@ -117,6 +117,27 @@ fn harness(text: &str) -> Tally {
     tally
 }
 
+/// Which tests failed, the names first, and the end of what each of them said.
+fn failures(text: &str) -> String {
+    const LINES: usize = 30;
+    let mut names = String::new();
+    let mut told = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let Some(name) = line.strip_prefix("---- ").and_then(|l| l.strip_suffix(" stdout ----")) else {
+            continue;
+        };
+        names += &format!("    failed: {name}\n");
+        let mut said = Vec::new();
+        while let Some(line) = lines.next_if(|l| !l.starts_with("---- ") && *l != "failures:") {
+            said.push(line);
+        }
+        told += &format!("    {line}\n");
+        said[said.len().saturating_sub(LINES)..].iter().for_each(|l| told += &format!("    {l}\n"));
+    }
+    names + &told
+}
+
 fn run(step: &Step, scratch: &Path) -> Result<Tally, String> {
     let file = |end: &str| {
         let stem: String =
@@ -131,7 +152,8 @@ fn run(step: &Step, scratch: &Path) -> Result<Tally, String> {
         timeout: Duration::from_secs(step.seconds),
     };
     let outcome = run.run()?;
-    let mut tally = harness(&std::fs::read_to_string(&run.stdout).unwrap_or_default());
+    let said = std::fs::read_to_string(&run.stdout).unwrap_or_default();
+    let mut tally = harness(&said);
     let mut problem = None;
     if outcome.timed_out {
         problem = Some(format!("not done within {} s", step.seconds));
@@ -144,7 +166,10 @@ fn run(step: &Step, scratch: &Path) -> Result<Tally, String> {
         tally.passed += usize::from(!step.harness);
         return Ok(tally);
     };
-    let output = tail(&run.stdout, 60) + &tail(&run.stderr, 40);
+    let output = match failures(&said) {
+        told if told.is_empty() => tail(&run.stdout, 60) + &tail(&run.stderr, 40),
+        told => told,
+    };
     let output = output.replace(&format!("{}/", workspace::root().display()), "");
     eprintln!("  FAILED: {problem}: {}\n{output}", step.words.join(" "));
     tally.failed = tally.failed.max(1);
@@ -243,6 +268,18 @@ pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn failed_tests_are_named_before_what_they_said() {
+        let text = "test a ... ok\ntest b::c ... FAILED\n\nfailures:\n\n---- b::c stdout ----\nwhy\n\n---- d stdout ----\n\n\nfailures:\n    b::c\n    d\n\ntest result: FAILED. 1 passed; 2 failed\n\nrunning 1 test\ntest e ... ok\n";
+        let told = super::failures(text);
+        assert!(
+            told.starts_with("    failed: b::c\n    failed: d\n    ---- b::c stdout ----\n    why\n"),
+            "{told}"
+        );
+        assert!(!told.contains("running"), "{told}");
+        assert_eq!(super::failures("test a ... ok\n"), "");
+    }
+
     #[test]
     fn the_harness_lines_are_summed() {
         let text = "test a ... ok\ntest result: ok. 12 passed; 0 failed; 0 ignored\n\ntest result: FAILED. 3 passed; 2 failed; 1 ignored\n";

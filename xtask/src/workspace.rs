@@ -102,26 +102,8 @@ pub(crate) fn torture() -> Result<PathBuf, String> {
     compile("torture", &sources, &inputs)
 }
 
-/// The crowd program, built.
-pub(crate) fn crowd() -> Result<PathBuf, String> {
-    let source = [program("crowd.c")];
-    compile("crowd", &source, &source)
-}
-
-/// The storm program, built.
-pub(crate) fn storm() -> Result<PathBuf, String> {
-    let source = [program("storm.c")];
-    compile("storm", &source, &source)
-}
-
-/// The program whose children nobody enters, built.
-pub(crate) fn rawclone() -> Result<PathBuf, String> {
-    let source = [program("rawclone.c")];
-    compile("rawclone", &source, &source)
-}
-
-/// The counters program, built.
-pub(crate) fn counters() -> Result<PathBuf, String> {
-    let source = [program("counters.c")];
-    compile("counters", &source, &source)
+/// A test program of one file, built.
+pub(crate) fn one_file(name: &str) -> Result<PathBuf, String> {
+    let source = [program(&format!("{name}.c"))];
+    compile(name, &source, &source)
 }

@@ -11,7 +11,7 @@ use crate::figures::{count, printable, seconds, shorten, thousands};
 use crate::run::complain;
 use crate::runs;
 use crate::size::human;
-use crate::summary::{self, faults, list};
+use crate::summary::{self, backing, faults, list, over_limit, ratio};
 use crate::terminal;
 
 /// Nothing to tell of.
@@ -124,10 +124,7 @@ pub(crate) fn details(out: &mut String, s: &Status, (bold, plain): (&str, &str))
         human(m.own)
     )?;
     writeln!(out, "{more}peak {}, without vswap {}", human(sum.peak_total), human(sum.peak_virtual))?;
-    if sum.over_limit_bytes > 0 {
-        let (bytes, time) = (human(sum.over_limit_bytes), seconds(sum.over_limit_ms));
-        writeln!(out, "{more}over the limit by {bytes} at most, for {time} in all")?;
-    }
+    over_limit(out, &more, sum)?;
     writeln!(
         out,
         "{}{} pages ({}), {} in all so far; now they are:",
@@ -136,16 +133,8 @@ pub(crate) fn details(out: &mut String, s: &Status, (bold, plain): (&str, &str))
         human(evicted(s) * PAGE),
         thousands(sum.evictions)
     )?;
-    writeln!(
-        out,
-        "{more}{} cached, {} zero, {} filled, {} in the pool, {} in the file",
-        thousands(b.cached),
-        thousands(b.zero),
-        thousands(b.filled),
-        thousands(b.pool),
-        thousands(b.file)
-    )?;
-    let ratio = if s.compression_ratio > 0.0 { format!("{:.2}", s.compression_ratio) } else { "-".into() };
+    writeln!(out, "{more}{}", backing(b))?;
+    let ratio = ratio(s.compression_ratio);
     writeln!(out, "{more}compression ratio {ratio}, {} pages written to the file", thousands(sum.spilled))?;
     faults(out, &head("Faults"), sum)?;
     let recent = &s.recent;

@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vswap_pager::{Summary, Timed};
+use vswap_pager::{Backing, Summary, Timed};
 
 use crate::figures::{count, nanos, printable, seconds, shorten, thousands};
 use crate::size::human;
@@ -200,10 +200,7 @@ fn write_text(
         human(s.peak_pager)
     )?;
     writeln!(out, "{more}{} virtual: what it would have taken without vswap", human(s.peak_virtual))?;
-    if s.over_limit_bytes > 0 {
-        let (bytes, time) = (human(s.over_limit_bytes), seconds(s.over_limit_ms));
-        writeln!(out, "{more}over the limit by {bytes} at most, for {time} in all")?;
-    }
+    over_limit(out, &more, s)?;
     let (b, peak) = (&s.backing_at_peak, s.peak_evicted_pages);
     writeln!(
         out,
@@ -213,19 +210,11 @@ fn write_text(
         thousands(peak),
         human(peak * 4096)
     )?;
-    writeln!(
-        out,
-        "{more}{} cached, {} zero, {} filled, {} in the pool, {} in the file",
-        thousands(b.cached),
-        thousands(b.zero),
-        thousands(b.filled),
-        thousands(b.pool),
-        thousands(b.file)
-    )?;
+    writeln!(out, "{more}{}", backing(b))?;
     writeln!(
         out,
         "{more}compression ratio {}, metadata {} per slot, spill file {} at most ({} pages written)",
-        if s.compression_ratio > 0.0 { format!("{:.2}", s.compression_ratio) } else { "-".into() },
+        ratio(s.compression_ratio),
         if s.metadata_per_slot > 0.0 { format!("{:.1} B", s.metadata_per_slot) } else { "-".into() },
         human(s.peak_file_bytes),
         thousands(s.spilled)
@@ -262,6 +251,32 @@ fn write_text(
     }
     list(out, &head("Unpaged"), s.unpaged.iter().map(|u| format!("{} {}: {}", u.pid, u.name, u.reason)))?;
     list(out, &head("Warnings"), s.warnings.iter().cloned())
+}
+
+/// How far and how long the limit was passed, if it was.
+pub(crate) fn over_limit(out: &mut String, more: &str, s: &Summary) -> fmt::Result {
+    if s.over_limit_bytes == 0 {
+        return Ok(());
+    }
+    let (bytes, time) = (human(s.over_limit_bytes), seconds(s.over_limit_ms));
+    writeln!(out, "{more}over the limit by {bytes} at most, for {time} in all")
+}
+
+/// What pages that are away are backed by.
+pub(crate) fn backing(b: &Backing) -> String {
+    format!(
+        "{} cached, {} zero, {} filled, {} in the pool, {} in the file",
+        thousands(b.cached),
+        thousands(b.zero),
+        thousands(b.filled),
+        thousands(b.pool),
+        thousands(b.file)
+    )
+}
+
+/// A ratio; 0 means that there is none yet.
+pub(crate) fn ratio(ratio: f64) -> String {
+    if ratio > 0.0 { format!("{ratio:.2}") } else { "-".into() }
 }
 
 /// The table of faults, by what answered them.

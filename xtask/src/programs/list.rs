@@ -99,6 +99,8 @@ fn built(path: PathBuf, rest: &[&str]) -> Vec<String> {
 }
 
 const PYTHON: (&str, &str) = ("python3", "python3");
+/// Of programs that run vswap themselves, and see to it that something was evicted.
+const NO_FLOOR: Floor = Floor { evictions: 0, pool: 0, file: 0 };
 
 /// All of them, cheap ones first.
 pub(crate) static PROGRAMS: &[Program] = &[
@@ -108,11 +110,11 @@ pub(crate) static PROGRAMS: &[Program] = &[
         needs: &[("cc", "gcc")],
         words: |s| {
             Ok(built(
-                workspace::counters()?,
+                workspace::one_file("counters")?,
                 &["-t", "4", "-m", s.pick("512", "160"), "-r", s.pick("3", "1")],
             ))
         },
-        sources: || Ok(vec![workspace::counters()?]),
+        sources: || Ok(vec![workspace::one_file("counters")?]),
         compare: Compare::Output,
         pool: 10,
         floor: Floor { evictions: 40, pool: 5, file: 1 },
@@ -209,8 +211,8 @@ pub(crate) static PROGRAMS: &[Program] = &[
         name: "crowd",
         what: "hundreds of processes at once, each with memory of its own and of its parent",
         needs: &[("cc", "gcc")],
-        words: |s| Ok(built(workspace::crowd()?, &[s.pick("500", "150"), "128"])),
-        sources: || Ok(vec![workspace::crowd()?]),
+        words: |s| Ok(built(workspace::one_file("crowd")?, &[s.pick("500", "150"), "128"])),
+        sources: || Ok(vec![workspace::one_file("crowd")?]),
         compare: Compare::Output,
         pool: 40,
         // The pool gives way to the file while so many processes pass the limit.
@@ -230,15 +232,15 @@ pub(crate) static PROGRAMS: &[Program] = &[
         sources: || Ok(vec![workspace::program("objects.py")]),
         compare: Compare::Kill,
         pool: 20,
-        floor: Floor { evictions: 0, pool: 0, file: 0 },
+        floor: NO_FLOOR,
         seconds: (1800, 400),
     },
     Program {
         name: "storm",
         what: "threads only give pages up, without a pause; another walks its memory and verifies it",
         needs: &[("cc", "gcc")],
-        words: |s| Ok(built(workspace::storm()?, &[s.pick("512", "160"), s.pick("20", "5"), "8"])),
-        sources: || Ok(vec![workspace::storm()?]),
+        words: |s| Ok(built(workspace::one_file("storm")?, &[s.pick("512", "160"), s.pick("20", "5"), "8"])),
+        sources: || Ok(vec![workspace::one_file("storm")?]),
         compare: Compare::Status,
         pool: 10,
         // One walk in order: what comes back is what left first, and that is in the file by then.
@@ -249,8 +251,8 @@ pub(crate) static PROGRAMS: &[Program] = &[
         name: "rawclone",
         what: "children of the bare system call, which nobody enters, grow, move and guard what was evicted",
         needs: &[("cc", "gcc")],
-        words: |s| Ok(built(workspace::rawclone()?, &[s.pick("256", "96")])),
-        sources: || Ok(vec![workspace::rawclone()?]),
+        words: |s| Ok(built(workspace::one_file("rawclone")?, &[s.pick("256", "96")])),
+        sources: || Ok(vec![workspace::one_file("rawclone")?]),
         compare: Compare::Status,
         pool: 10,
         floor: Floor { evictions: 40, pool: 0, file: 5 },
@@ -283,7 +285,7 @@ pub(crate) static PROGRAMS: &[Program] = &[
         sources: || Ok(vec![workspace::program("objects.py")]),
         compare: Compare::Kill,
         pool: 20,
-        floor: Floor { evictions: 0, pool: 0, file: 0 },
+        floor: NO_FLOOR,
         seconds: (400, 200),
     },
     Program {
@@ -300,7 +302,7 @@ pub(crate) static PROGRAMS: &[Program] = &[
         sources: || Ok(vec![workspace::torture()?]),
         compare: Compare::Kill,
         pool: 20,
-        floor: Floor { evictions: 0, pool: 0, file: 0 },
+        floor: NO_FLOOR,
         seconds: (400, 200),
     },
 ];

@@ -27,7 +27,6 @@ pub fn retire(agent: &Agent, pid: u32) -> bool {
     true
 }
 
-fn threads(pid: u32) -> Option<usize> {
-    let mut threads = Vec::new();
-    process::threads(pid, &mut threads).ok().map(|()| threads.len())
+fn threads(pid: u32) -> Option<u32> {
+    process::status(pid).ok().map(|status| status.threads)
 }

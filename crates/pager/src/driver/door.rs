@@ -2,7 +2,7 @@
 //!
 //! Any process of the tree may be hostile and knows the run's secret, because its agent does. So nothing that it sends decides
 //! over another's memory: the kernel says which process is at the other end; only descendants of the guardian come in; a
-//! child of a fork is given its descriptor once, and only if its own thread asked for the token; descriptors must be
+//! child of a fork is given its descriptor once, and only if its token is in its own beacon; descriptors must be
 //! what they should be; what one process can take up is bounded; and nobody is waited for.
 
 use std::fs::File;
@@ -31,8 +31,6 @@ const ADDRESS_SPACES: usize = 8;
 const NEWCOMER: i64 = 1 << 20;
 /// Connections taken in one turn.
 const TURN: usize = 64;
-/// Unpaged processes that are remembered: their reasons are the processes' own words.
-const UNPAGED: usize = 256;
 
 /// Connected, not yet introduced.
 pub struct Stranger {
@@ -202,11 +200,7 @@ impl Door {
             return;
         }
         let name = process::status(pid).map(|status| status.name).unwrap_or_default();
-        let mut unpaged = self.shared.unpaged.lock();
-        let known = unpaged.iter().any(|other| other.pid == pid && other.name == name);
-        if !known && unpaged.len() < UNPAGED {
-            unpaged.push(Unpaged { pid, name, reason });
-        }
+        self.shared.name_unpaged(Unpaged { pid, name, reason });
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use vswap_sys::process;
+use vswap_sys::process::{self, Doing};
 use vswap_sys::seccomp::{Gate, Notification, Reply};
 
 use super::shared::Shared;
@@ -108,16 +108,14 @@ impl Forks {
 
 /// Whether the thread sleeps in another system call than the one it forked with, or is gone.
 fn seen_outside(tid: u32, caller: &Caller) -> bool {
-    match std::fs::read_to_string(format!("/proc/{}/task/{tid}/syscall", caller.pid)) {
-        Ok(text) => elsewhere(&text, caller.nr),
+    match process::doing(caller.pid, tid) {
+        Ok(doing) => elsewhere(doing, caller.nr),
         Err(error) => matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
     }
 }
 
-/// The same, from what /proc says of a thread: `running`, or the number of its call, -1 for a page fault.
-fn elsewhere(text: &str, nr: u32) -> bool {
-    let number = text.split_ascii_whitespace().next().and_then(|word| word.parse::<i64>().ok());
-    number.is_some_and(|number| number != i64::from(nr))
+fn elsewhere(doing: Doing, nr: u32) -> bool {
+    matches!(doing, Doing::Sleeping(number) if number != i64::from(nr))
 }
 
 /// A thread stopped at its fork: goes on when the last of those who hold this has let go of it.
@@ -165,10 +163,9 @@ mod tests {
 
     #[test]
     fn a_thread_is_elsewhere_when_it_sleeps_in_another_call() {
-        assert!(!elsewhere("running\n", 56));
-        assert!(!elsewhere("56 0x1200011 0x0 0x0 0x0 0x0 0x0 0x7ffe 0x7f12\n", 56));
-        assert!(elsewhere("61 0xffffffff 0x7ffe 0x0 0x0 0x0 0x0 0x7ffe 0x7f12\n", 56));
-        assert!(elsewhere("-1 0x7ffe 0x7f12\n", 56));
-        assert!(!elsewhere("", 56));
+        assert!(!elsewhere(Doing::Running, 56));
+        assert!(!elsewhere(Doing::Sleeping(56), 56));
+        assert!(elsewhere(Doing::Sleeping(61), 56));
+        assert!(elsewhere(Doing::Sleeping(-1), 56));
     }
 }

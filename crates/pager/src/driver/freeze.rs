@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use vswap_sys::process;
+use vswap_sys::process::{self, Doing};
 
 /// How long a window waits before it freezes. On a busy machine one waits for tens of milliseconds and closes.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -83,12 +83,11 @@ fn hold(pid: u32, agent: u32, released: &Receiver<()>) {
 
 /// Whether a thread runs or is inside a call that changes mappings.
 fn may_change(pid: u32, tid: u32) -> bool {
-    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")) else { return false };
-    let Some(call) = text.split_ascii_whitespace().next() else { return false };
-    call == "running"
-        || matches!(
-            call.parse(),
-            Ok(libc::SYS_mmap
+    match process::doing(pid, tid) {
+        Ok(Doing::Running) => true,
+        Ok(Doing::Sleeping(call)) => matches!(
+            call,
+            libc::SYS_mmap
                 | libc::SYS_munmap
                 | libc::SYS_mremap
                 | libc::SYS_madvise
@@ -96,8 +95,10 @@ fn may_change(pid: u32, tid: u32) -> bool {
                 | libc::SYS_shmat
                 | libc::SYS_fork
                 | libc::SYS_clone
-                | libc::SYS_clone3)
-        )
+                | libc::SYS_clone3
+        ),
+        Err(_) => false,
+    }
 }
 
 #[cfg(test)]

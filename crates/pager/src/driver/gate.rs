@@ -269,15 +269,13 @@ fn changes_nothing(call: &Notification) -> bool {
     call.call() == GatedCall::Madvise && call.args[1] == 0
 }
 
-/// The call that a thread waits with.
+/// The change of mappings that a thread waits with.
 pub fn gated_call(call: &Notification) -> Call {
     let [a, b, c, d, e, _] = call.args;
-    match call.call() {
-        // Others do not get here.
-        GatedCall::Mremap | GatedCall::Fork | GatedCall::Alone => {
-            Call::Mremap(Mremap { old: a, old_len: b, new_len: c, flags: d, new: e })
-        }
-        GatedCall::Madvise => Call::Madvise { start: a, len: b, advice: c & u64::from(u32::MAX) },
+    if call.call() == GatedCall::Madvise {
+        Call::Madvise { start: a, len: b, advice: c & u64::from(u32::MAX) }
+    } else {
+        Call::Mremap(Mremap { old: a, old_len: b, new_len: c, flags: d, new: e })
     }
 }
 

@@ -171,13 +171,13 @@ impl Governor {
         let headroom = headroom(limit);
         let room = limit as i64 - total as i64;
         self.shared.room.store(room - (headroom / 4) as i64, Relaxed);
-        self.record(&usage, limit);
+        self.record(&tenants, &usage, limit);
         if let Some(pool_share) = &mut self.pool_share {
             let pool = self.shared.space.usage().pool.map_or(0, |pool| pool.resident_bytes);
             let share = pool_share.look(Instant::now(), room, headroom, limit, pool);
             self.shared.pool_share.store(share, Relaxed);
         }
-        self.watch_progress(room, headroom);
+        self.watch_progress(&tenants, room, headroom);
         if room < (limit / REGISTER_AT) as i64 {
             for tenant in &tenants {
                 let size = self.virtual_of(tenant);
@@ -310,31 +310,27 @@ impl Governor {
         let mut paged: HashSet<u32> = tenants.iter().map(|tenant| tenant.pid.load(Relaxed)).collect();
         paged.extend(self.shared.arriving.lock().iter());
         let before = std::mem::take(&mut self.unknown);
+        let unseen_child = tenants.iter().any(|tenant| tenant.pid.load(Relaxed) == 0);
         for &pid in self.tree.difference(&paged) {
             let since = before.get(&pid).copied().unwrap_or_else(Instant::now);
             self.unknown.insert(pid, since);
+            let named = || self.shared.unpaged.lock().iter().any(|known| known.pid == pid);
             // A program is without an agent for a moment after its exec, and a child that has it, until it has greeted.
-            if !before.contains_key(&pid) || (has_agent(pid) && since.elapsed() < GREETING) {
+            let may_greet = || since.elapsed() < GREETING && has_agent(pid);
+            if !before.contains_key(&pid) || unseen_child || named() || may_greet() {
                 continue;
-            }
-            if tenants.iter().any(|tenant| tenant.pid.load(Relaxed) == 0) {
-                continue; // a forked child that was not seen yet
             }
             let Ok(status) = process::status(pid) else { continue };
             if status.state == 'Z' || status.rss_anon == 0 {
                 continue;
             }
-            let mut unpaged = self.shared.unpaged.lock();
-            if unpaged.len() < 64 && !unpaged.iter().any(|known| known.pid == pid) {
-                let reason =
-                    "no agent: statically linked, set-user-id, or its environment was cleared".into();
-                unpaged.push(Unpaged { pid, name: status.name, reason });
-            }
+            let reason = "no agent: statically linked, set-user-id, or its environment was cleared".into();
+            self.shared.name_unpaged(Unpaged { pid, name: status.name, reason });
         }
     }
 
     /// Whether waiting for the evictor makes sense.
-    fn watch_progress(&mut self, room: i64, headroom: u64) {
+    fn watch_progress(&mut self, tenants: &[Arc<Tenant>], room: i64, headroom: u64) {
         let evictions = self.shared.meters.evictions.load(Relaxed);
         if evictions != self.evictions || room > headroom as i64 {
             self.evictions = evictions;
@@ -360,7 +356,7 @@ impl Governor {
             self.shared.warn("nothing more could be evicted: pages stay resident over the limit".into());
         }
         if room > 0 || !hold {
-            for tenant in self.shared.all_tenants() {
+            for tenant in tenants {
                 if tenant.active.load(Relaxed) {
                     tenant.ring_if_holding();
                 }
@@ -368,7 +364,7 @@ impl Governor {
         }
     }
 
-    fn record(&mut self, usage: &Usage, limit: u64) {
+    fn record(&mut self, tenants: &[Arc<Tenant>], usage: &Usage, limit: u64) {
         let elapsed = self.looked_at.elapsed();
         self.looked_at = Instant::now();
         let total = usage.total();
@@ -386,7 +382,7 @@ impl Governor {
             peaks.over_time += elapsed;
         }
         if evicted > peaks.evicted + peaks.evicted / 64 {
-            let tables: u64 = self.shared.all_tenants().iter().map(|t| t.footprint.load(Relaxed)).sum();
+            let tables: u64 = tenants.iter().map(|t| t.footprint.load(Relaxed)).sum();
             let space = self.shared.space.usage();
             peaks.evicted = evicted;
             super::summary::at_peak(&mut peaks, &space, evicted, tables);

@@ -45,7 +45,6 @@ const BARREN_NS: u64 = 50_000_000;
 const CACHED_THREADS: usize = 64;
 /// A ring that was not used for so long gives its memory back.
 const RING_IDLE: Duration = Duration::from_millis(500);
-const USER_END: u64 = 1 << 47;
 /// Pages that come back in one turn while a fork waits.
 const RECALL_PAGES: u64 = 1024;
 
@@ -262,9 +261,8 @@ impl Server {
 
     /// Whether the program has one thread beside the agent.
     fn sole_thread(&self) -> bool {
-        let mut threads = Vec::new();
-        let most = 1 + usize::from(self.port.agent.is_some());
-        process::threads(self.tenant.pid.load(Relaxed), &mut threads).is_ok() && threads.len() <= most
+        let most = 1 + u32::from(self.port.agent.is_some());
+        process::status(self.pid()).is_ok_and(|status| status.threads <= most)
     }
 
     /// A thread of the address space was seen: of a forked child, that tells which process it is.
@@ -345,8 +343,8 @@ impl Server {
             self.port.set_agent(agent);
             // What its calls have changed so far, nobody has told.
             if self.port.may_wipe {
-                let parts = self.port.wiped(&(0..USER_END));
-                self.space.input(Input::WipedOnFork(0..USER_END, parts));
+                let parts = self.port.wiped(&(0..wire::USER_END));
+                self.space.input(Input::WipedOnFork(0..wire::USER_END, parts));
             }
         }
     }
@@ -379,7 +377,8 @@ impl Server {
         let Some((ticket, what)) = self.space.granted() else { return };
         debug!(target: "gate", "process {}: {what:x?} returned {result:#x}", self.pid());
         if let Call::Madvise { start, len, advice } = what {
-            let range = start & !(PAGE - 1)..start.saturating_add(len).min(USER_END).next_multiple_of(PAGE);
+            let range =
+                start & !(PAGE - 1)..start.saturating_add(len).min(wire::USER_END).next_multiple_of(PAGE);
             if advice == GUARD_INSTALL {
                 // A call that failed may have been half done.
                 for addr in self.space.evicted_in(range) {

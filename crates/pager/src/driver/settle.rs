@@ -9,10 +9,8 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use vswap_sys::process;
+use vswap_sys::process::{self, Doing};
 
-/// System call number of madvise on x86-64.
-const MADVISE: &str = "28";
 /// How often the threads are looked at.
 const EVERY: Duration = Duration::from_millis(2);
 
@@ -64,16 +62,12 @@ impl Settler {
 
 /// Whether a thread sleeps inside madvise.
 pub fn sleeps_in_madvise(pid: u32, tid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall"))
-        .is_ok_and(|text| text.split_ascii_whitespace().next() == Some(MADVISE))
+    process::doing(pid, tid).is_ok_and(|doing| doing == Doing::Sleeping(libc::SYS_madvise))
 }
 
 fn may_be_inside(pid: u32, tid: u32) -> bool {
-    match std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")) {
-        Ok(text) => {
-            let call = text.split_ascii_whitespace().next();
-            matches!(call, None | Some("running" | MADVISE))
-        }
+    match process::doing(pid, tid) {
+        Ok(doing) => matches!(doing, Doing::Running | Doing::Sleeping(libc::SYS_madvise)),
         Err(error) => error.raw_os_error() != Some(libc::ENOENT) && error.raw_os_error() != Some(libc::ESRCH),
     }
 }

@@ -22,6 +22,9 @@ use crate::Unpaged;
 /// Warnings that are kept.
 const WARNINGS: usize = 256;
 
+/// Unpaged processes that are remembered: some of their reasons are the processes' own words.
+const UNPAGED: usize = 256;
+
 /// The pager, as its threads see it.
 pub struct Shared {
     /// The virtual swap space.
@@ -54,7 +57,7 @@ pub struct Shared {
     pub forks: Forks,
     /// When the run began.
     pub started: Instant,
-    /// Names and reasons of processes that run unpaged, and other things that the user should know.
+    /// Names and reasons of processes that run unpaged.
     pub unpaged: Mutex<Vec<Unpaged>>,
     /// Warnings for the summary.
     pub warnings: Mutex<Vec<String>>,
@@ -135,6 +138,15 @@ impl Shared {
         // Some name processes: there is no end of these.
         if warnings.len() < WARNINGS && !warnings.contains(&warning) {
             warnings.push(warning);
+        }
+    }
+
+    /// Remembers a process that runs unpaged; once under each name that it has.
+    pub fn name_unpaged(&self, unpaged: Unpaged) {
+        let mut all = self.unpaged.lock();
+        let known = all.iter().any(|other| other.pid == unpaged.pid && other.name == unpaged.name);
+        if !known && all.len() < UNPAGED {
+            all.push(unpaged);
         }
     }
 

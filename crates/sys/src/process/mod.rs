@@ -18,7 +18,7 @@ pub use hold::hold_while_this_thread_lives;
 pub use memory::{MemFile, Rss, Status, pss_anon, start_of_stack, status};
 pub use spawn::{Program, SpawnError, Step, raise_open_files_limit, spawn};
 pub use thread::{
-    ThreadFile, allowed_cpus, clear_affinity, cpu_of_thread, current_cpu, robust_list_head,
+    Doing, ThreadFile, allowed_cpus, clear_affinity, cpu_of_thread, current_cpu, doing, robust_list_head,
     set_affinity_self, set_nice_self,
 };
 pub use tree::{children_of, descendants_of, descends_from, threads};

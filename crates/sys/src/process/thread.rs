@@ -1,7 +1,7 @@
 //! Threads: which CPU they are on, which CPUs they may use, and the robust futex list the kernel walks at their
 //! end.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::sync::OnceLock;
 
@@ -87,6 +87,33 @@ pub fn robust_list_head(tid: u32) -> io::Result<u64> {
     Ok(head)
 }
 
+/// What a thread is doing, as far as one can tell from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Doing {
+    /// It runs, in its program or in the kernel, or waits for a CPU.
+    Running,
+    /// It sleeps in the system call of this number; -1: in a page fault of its program.
+    Sleeping(i64),
+}
+
+/// What thread `tid` of process `pid` is doing.
+///
+/// # Errors
+///
+/// `ENOENT` or `ESRCH` when there is no such thread; `EPERM` without ptrace permission over it.
+pub fn doing(pid: u32, tid: u32) -> io::Result<Doing> {
+    let path = "/proc/PID/task/TID/syscall";
+    parse_doing(&fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall"))?)
+        .ok_or_else(|| malformed(path))
+}
+
+fn parse_doing(text: &str) -> Option<Doing> {
+    match text.split_ascii_whitespace().next()? {
+        "running" => Some(Doing::Running),
+        number => number.parse().ok().map(Doing::Sleeping),
+    }
+}
+
 /// The CPU thread `tid` is on, or was on last.
 ///
 /// # Errors
@@ -123,5 +150,19 @@ impl ThreadFile {
         stat_fields(text)
             .and_then(|mut fields| fields.nth(PROCESSOR)?.parse().ok())
             .ok_or_else(|| malformed("/proc/TID/stat"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_runs_or_sleeps_in_a_call() {
+        assert_eq!(parse_doing("running\n"), Some(Doing::Running));
+        let call = "56 0x1200011 0x0 0x0 0x0 0x0 0x0 0x7ffe 0x7f12\n";
+        assert_eq!(parse_doing(call), Some(Doing::Sleeping(56)));
+        assert_eq!(parse_doing("-1 0x7ffe 0x7f12\n"), Some(Doing::Sleeping(-1)));
+        assert_eq!(parse_doing(""), None);
     }
 }
