@@ -26,6 +26,7 @@ mod limit;
 mod meter;
 mod pace;
 mod pins;
+mod placement;
 mod port;
 mod reclaim;
 mod server;

@@ -4,47 +4,36 @@
 //! ends with the address space; processes that stay small never get one.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use log::{debug, error, info, trace};
 use vswap_core::{PAGE_SIZE, Source};
-use vswap_sys::poll::{Events, poll};
-use vswap_sys::process::{self, ThreadFile};
+use vswap_sys::process;
 use vswap_sys::seccomp::{Gate, Notification, Reply};
 use vswap_sys::uffd::{Message, RegisterMode, Uffd};
-use vswap_wire as wire;
 
-use super::alone::retire;
-use super::answers::plausible;
 use super::forks::Stopped;
 use super::freeze::Freezer;
-use super::gate::{GUARD_INSTALL, gated_call, wipes};
+use super::placement::Placement;
 use super::port::Port;
 use super::settle::Settler;
 use super::shared::Shared;
 use super::tenant::{Agent, Equipment, Note, Tenant};
-use crate::proto::{
-    AddressSpace, Answer, BATCH_PAGES, Call, ChildKey, Command, Counters, Effect, Fault, Input, Ticket,
-};
+use crate::proto::{AddressSpace, BATCH_PAGES, ChildKey, Command, Counters, Effect, Fault, Input, Ticket};
+
+mod calls;
+mod children;
+mod rest;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Messages read in one turn, one per read(2): a busy munmap loop never lets a read-until-empty end.
 const MESSAGES: usize = 64;
-/// How often an address space without an agent is asked whether it still exists.
-const LIVENESS: Duration = Duration::from_millis(100);
-/// How often the CPU of a faulting thread is looked up, in faults.
-const PLACE_EVERY: u32 = 64;
 /// Turns without a page that left before asking is pointless for now.
 const BARREN_TURNS: u32 = 3;
 /// How long such an address space is not asked again.
 const BARREN_NS: u64 = 50_000_000;
-const CACHED_THREADS: usize = 64;
-/// A ring that was not used for so long gives its memory back.
-const RING_IDLE: Duration = Duration::from_millis(500);
 /// Pages that come back in one turn while a fork waits.
 const RECALL_PAGES: u64 = 1024;
 
@@ -66,10 +55,7 @@ pub struct Server {
     /// The agent of a forked child, which waits until what it inherited was compared.
     greeting: Option<Agent>,
     throttled: bool,
-    faults: u32,
-    /// The thread served last, and its CPU, where this thread runs as well.
-    placed: (u32, u32),
-    threads: HashMap<u32, ThreadFile>,
+    placement: Placement,
     settler: Settler,
     freezer: Freezer,
     counted: Counters,
@@ -125,9 +111,7 @@ impl Server {
             beacon_waits: false,
             greeting: None,
             throttled: false,
-            faults: 0,
-            placed: (0, u32::MAX),
-            threads: HashMap::new(),
+            placement: Placement::default(),
             settler: Settler::default(),
             freezer: Freezer::default(),
             counted: Counters::default(),
@@ -230,7 +214,7 @@ impl Server {
             }
             Message::Fault { addr, write, tid, .. } => {
                 self.seen(tid);
-                self.place(tid);
+                self.placement.follow(tid);
                 self.settler.faulted(tid);
                 let stamp = self.shared.now_ns();
                 self.space.input(Input::Fault(Fault { addr, write, tid, stamp }));
@@ -273,143 +257,6 @@ impl Server {
         if let Ok(status) = process::status(tid) {
             self.tenant.pid.store(status.tgid, Relaxed);
             self.port.look_into();
-        }
-    }
-
-    /// Runs on the CPU of the thread that faults: a wake-up across CPUs costs more than the whole fault.
-    fn place(&mut self, tid: u32) {
-        self.faults = self.faults.wrapping_add(1);
-        if tid == self.placed.0 && !self.faults.is_multiple_of(PLACE_EVERY) {
-            return;
-        }
-        if self.threads.len() >= CACHED_THREADS {
-            self.threads.clear();
-        }
-        let cpu = match self.threads.entry(tid) {
-            Entry::Occupied(entry) => entry.get().cpu(),
-            Entry::Vacant(entry) => match ThreadFile::open(tid) {
-                Ok(file) => entry.insert(file).cpu(),
-                Err(error) => Err(error),
-            },
-        };
-        match cpu {
-            Ok(cpu) if cpu != self.placed.1 => {
-                // If it fails, the thread is served from where it is.
-                let _ = process::set_affinity_self(cpu);
-                self.placed = (tid, cpu);
-            }
-            Ok(cpu) => self.placed = (tid, cpu),
-            Err(_) => {
-                self.threads.remove(&tid);
-            }
-        }
-    }
-
-    /// A forked child asks who it is.
-    fn answer_beacon(&mut self) {
-        let mut page = [0u8; PAGE_SIZE];
-        page[..8].copy_from_slice(&self.tenant.token.to_ne_bytes());
-        let beacon = self.port.beacon;
-        match self.port.uffd.copy(beacon, &page, false) {
-            Err(partial) if partial.errno == libc::EAGAIN => return,
-            Err(_) => {
-                let _ = self.port.uffd.wake(beacon..beacon + PAGE);
-            }
-            Ok(_) => {}
-        }
-        self.beacon_waits = false;
-    }
-
-    /// The agent of a forked child has come: it gets the descriptor that FORK brought.
-    fn welcome(&mut self, agent: Agent) {
-        let staging = agent.staging..agent.staging + wire::BATCH_PAGES as u64 * PAGE;
-        let accepted = match self.port.uffd.register(staging, RegisterMode::WP) {
-            Ok(()) => true,
-            Err(errno) => {
-                let error = std::io::Error::from_raw_os_error(errno);
-                self.shared.warn(format!("a forked child is not evicted from: {error}"));
-                false
-            }
-        };
-        let welcome = wire::Welcome { accepted, reason: 0 };
-        let mut buffer = wire::buffer();
-        let bytes = welcome.encode(&mut buffer);
-        let sent = if accepted {
-            agent.conn.send(bytes, &[self.port.uffd.as_fd()])
-        } else {
-            agent.conn.send(bytes, &[])
-        };
-        if accepted && sent.is_ok() {
-            self.port.set_agent(agent);
-            // What its calls have changed so far, nobody has told.
-            if self.port.may_wipe {
-                let parts = self.port.wiped(&(0..wire::USER_END));
-                self.space.input(Input::WipedOnFork(0..wire::USER_END, parts));
-            }
-        }
-    }
-
-    fn gated(&mut self, call: Notification) {
-        self.seen(call.tid);
-        let ticket = Ticket(call.id);
-        let what = gated_call(&call);
-        self.port.may_wipe |= wipes(&what);
-        debug!(target: "gate", "process {}, thread {}: {what:x?} waits", self.pid(), call.tid);
-        self.calls.insert(ticket, call);
-        self.shared.meters.mremaps.fetch_add(u64::from(matches!(what, Call::Mremap(_))), Relaxed);
-        self.space.input(Input::Asked(ticket, what));
-    }
-
-    /// The agent leaves before its process enters a user namespace.
-    fn alone(&mut self, call: Notification) {
-        let pid = self.tenant.pid.load(Relaxed);
-        if let Some(agent) = &self.port.agent
-            && retire(agent, pid)
-        {
-            self.port.agent = None;
-            self.retired = true;
-        }
-        self.reply(call, Reply::Continue);
-    }
-
-    /// The agent has executed the granted call: what of it no event tells, then its result.
-    fn called(&mut self, result: i64) {
-        let Some((ticket, what)) = self.space.granted() else { return };
-        debug!(target: "gate", "process {}: {what:x?} returned {result:#x}", self.pid());
-        if let Call::Madvise { start, len, advice } = what {
-            let range =
-                start & !(PAGE - 1)..start.saturating_add(len).min(wire::USER_END).next_multiple_of(PAGE);
-            if advice == GUARD_INSTALL {
-                // A call that failed may have been half done.
-                for addr in self.space.evicted_in(range) {
-                    if result == 0 || self.port.is_guard(addr) {
-                        self.space.input(Input::Guarded(addr..addr + PAGE));
-                    }
-                }
-            } else {
-                let parts = self.port.wiped(&range);
-                self.space.input(Input::WipedOnFork(range, parts));
-            }
-        }
-        if let Some(call) = self.calls.remove(&ticket) {
-            self.reply(call, Reply::Value(result));
-        }
-        self.space.input(Input::Returned(ticket, result));
-        self.advance();
-    }
-
-    /// Nobody in there can execute a call for its caller.
-    fn let_go(&mut self, ticket: Ticket) -> Answer {
-        if let Some(call) = self.calls.remove(&ticket) {
-            self.reply(call, Reply::Continue);
-        }
-        Answer::Refused
-    }
-
-    fn reply(&self, call: Notification, reply: Reply) {
-        if let Some(gate) = &self.gate {
-            // The caller may have been killed meanwhile.
-            let _ = gate.respond(call.id, reply);
         }
     }
 
@@ -476,35 +323,6 @@ impl Server {
         histogram.add(time);
         trace!(target: "fault", "process {}: {fault:x?} answered after {time:?}", self.pid());
         meters.stalled_ns.fetch_add(time.as_nanos() as u64, Relaxed);
-    }
-
-    /// A child was forked: another thread serves it from now on.
-    fn forked(&mut self, key: ChildKey, space: AddressSpace) {
-        let Some(uffd) = self.children.remove(&key) else { return };
-        let started = Tenant::new(key.0, self.shared.new_token(), 0, None).and_then(|tenant| {
-            let tenant = Arc::new(tenant);
-            tenant.beacon.store(self.port.beacon, Relaxed);
-            tenant.active.store(true, Relaxed);
-            self.shared.tenants.lock().insert(tenant.id, tenant.clone());
-            self.shared.meters.address_spaces.fetch_add(1, Relaxed);
-            let mut server = Self::new(
-                self.shared.clone(),
-                tenant.clone(),
-                self.gate.clone(),
-                space,
-                uffd,
-                self.port.beacon,
-            );
-            server.port.may_wipe = self.port.may_wipe;
-            // By it the child finds out who it is, and the gate which one is calling.
-            server.answer_beacon();
-            self.living.insert(key, tenant);
-            server.start()
-        });
-        if let Err(error) = started {
-            // Its descriptor must not be closed while it lives.
-            self.shared.abort(&format!("a forked child cannot be served: {error}"));
-        }
     }
 
     /// Asks the protocol for one batch, if pages should leave: it takes the first moment without a window, which may
@@ -587,115 +405,6 @@ impl Server {
         self.shared.meters.windows.fetch_add(counters.windows - self.counted.windows, Relaxed);
         self.shared.meters.fork_pages.fetch_add(counters.recalled - self.counted.recalled, Relaxed);
         self.counted = counters;
-    }
-
-    /// A window has waited for one turn more.
-    fn freeze(&mut self) {
-        let pid = self.tenant.pid.load(Relaxed);
-        let agent = self.port.agent_tid();
-        let unknown = self.port.agent.is_some() && agent == 0;
-        if !unknown && self.freezer.waits(pid, agent) {
-            self.shared.meters.freezes.fetch_add(1, Relaxed);
-        }
-    }
-
-    /// Waits for something to do.
-    fn rest(&mut self) {
-        let timeout = if self.space.wants_quiet() || self.beacon_waits {
-            // The thread that holds the count has to run: give way, then sleep a little, never spin.
-            self.quiet_tries += 1;
-            self.freeze();
-            if self.quiet_tries <= 4 {
-                std::thread::yield_now();
-                Some(Duration::ZERO)
-            } else {
-                Some(Duration::from_micros(100))
-            }
-        } else {
-            self.quiet_tries = 0;
-            self.freezer.quiet();
-            let evicts = self.tenant.wanted.load(Relaxed) > 0 && self.port.can_evict();
-            if evicts || !self.forking.is_empty() {
-                Some(Duration::ZERO)
-            } else if self.space.held_faults() > 0 {
-                Some(Duration::from_millis(2))
-            } else if self.port.agent.is_none() {
-                Some(LIVENESS)
-            } else if self.tenant.ring_pages.load(Relaxed) > 0 {
-                Some(RING_IDLE)
-            } else {
-                None
-            }
-        };
-        let conn = self.port.agent.as_ref().map(|agent| agent.conn.clone());
-        let mut wanted = vec![(self.port.uffd.as_fd(), Events::IN), (self.tenant.bell().as_fd(), Events::IN)];
-        if let Some(conn) = &conn {
-            wanted.push((conn.as_fd(), Events::IN));
-        }
-        self.tenant.holding.store(self.space.held_faults() > 0, Relaxed);
-        let idle_since = Instant::now();
-        let ready = poll(&wanted, timeout).unwrap_or_default();
-        if self.space.held_faults() > 0 {
-            let held = self.space.held_faults() as u64;
-            let waited = idle_since.elapsed().as_nanos() as u64;
-            self.shared.meters.throttled_ns.fetch_add(waited * held, Relaxed);
-        }
-        if ready.get(1).is_some_and(|events| !events.is_empty()) {
-            self.tenant.bell().drain();
-        }
-        if ready.get(2).is_some_and(|events| !events.is_empty()) {
-            self.hear();
-        }
-        if ready.iter().all(|events| events.is_empty()) {
-            match timeout {
-                Some(LIVENESS) if self.port.agent.is_none() => self.check_alive(),
-                Some(RING_IDLE) => self.port.empty_ring(),
-                _ => {}
-            }
-        }
-    }
-
-    /// Something from the agent outside a batch: its start, the result of an mremap, or its end.
-    fn hear(&mut self) {
-        let Some(agent) = &self.port.agent else { return };
-        let mut buffer = wire::buffer();
-        let answer = match agent.conn.recv(&mut buffer) {
-            Ok((length, _)) if length > 0 => wire::Answer::decode(&buffer[..length]).ok(),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-            _ => None,
-        };
-        match answer {
-            Some(wire::Answer::Started { tid }) if agent.tid == 0 => self.port.started(tid),
-            Some(wire::Answer::Called { result })
-                if self.space.granted().is_some_and(|(_, call)| plausible(&call, result)) =>
-            {
-                self.called(result);
-            }
-            // Its end; or what no honest agent says, which ends it as well.
-            _ => {
-                info!(target: "agent", "process {}: its agent is gone ({answer:?})", self.tenant.pid.load(Relaxed));
-                self.port.agent = None;
-                self.check_alive();
-            }
-        }
-    }
-
-    /// Without its agent an address space is over, or lives on unevicted.
-    fn check_alive(&mut self) {
-        if !self.port.alive() {
-            self.gone();
-        } else {
-            for (_, call) in self.calls.drain().collect::<Vec<_>>() {
-                self.reply(call, Reply::Continue);
-            }
-            if core::mem::take(&mut self.retired) {
-                let pid = self.tenant.pid.load(Relaxed);
-                self.shared.warn(format!(
-                    "process {pid} entered a user namespace, which takes a process without an agent: from then on nothing \
-                     of it was evicted"
-                ));
-            }
-        }
     }
 
     fn gone(&mut self) {
