@@ -6,7 +6,8 @@
 // --sabotage damages pages as a broken pager would (zeros; the last write undone; another page's bytes), to
 // show that it is noticed.
 // Prints "torture: ok" to stdout, the counts to stderr; exit status 1 and what was wrong at the first wrong
-// byte; 3 if a thread made no progress for a minute. Free of data races: it passes on a plain kernel.
+// byte; 3 if neither a thread nor a child of it made any progress for a minute. Free of data races: it passes on a
+// plain kernel.
 #include "world.h"
 #include <errno.h>
 #include <getopt.h>
@@ -96,7 +97,7 @@ static void *work(void *arg) {
             reap(t, true);
             atomic_store(&t->finished, 1);
         }
-        atomic_fetch_add(&t->progress, 1);
+        atomic_fetch_add(t->progress, 1);
         atomic_store(&t->in_op, 0);
     }
     atomic_store(&t->running, 0);
@@ -171,7 +172,7 @@ static void supervise(uint64_t until) {
                 }
                 pthread_mutex_unlock(&heap_lock);
             }
-            uint64_t now = now_ns(), progress = atomic_load(&t->progress);
+            uint64_t now = now_ns(), progress = atomic_load(t->progress);
             if (progress != seen[i] || !since[i]) seen[i] = progress, since[i] = now;
             else if (exists[i] && now - since[i] > STUCK_SECONDS * 1000000000ull) {
                 fprintf(stderr, "torture: STUCK thread %d in %s for %d s, seed %lu\n", i, op_names[t->op_now], STUCK_SECONDS,
@@ -211,8 +212,11 @@ int main(int argc, char **argv) {
     or_die(realpath("/proc/self/exe", self), "realpath");
     self_path = self;
     for (int i = 0; i < OP_COUNT; i++) total_weight += op_on[i] ? weights[i] : 0;
+    _Atomic uint64_t *progress =
+        or_die(mmap(NULL, MAX_THREADS * sizeof *progress, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0), "mmap");
     for (int i = 0; i < thread_count; i++) {
         threads[i].id = i;
+        threads[i].progress = &progress[i];
         start(&threads[i], mib * 256 / (uint64_t)thread_count);
         slot_count += (int)threads[i].regions * 2;
     }

@@ -87,6 +87,7 @@ void check_page(Thread *t, Region *r, unsigned page, const char *when) {
     const uint64_t *p = (const uint64_t *)(r->addr + (size_t)page * PAGE);
     Expect *e = &r->expect[page];
     t->verified++;
+    atomic_fetch_add_explicit(t->progress, 1, memory_order_relaxed);
     if (e->freed && p[0] == 0 && p[COUNT_WORD] == 0 && page_is_zero(p)) {
         *e = (Expect){0}; // once it is gone it must stay gone
         return;

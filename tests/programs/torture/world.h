@@ -61,7 +61,7 @@ typedef struct Thread {
     uint64_t verified, refused, lost, stolen;
     Event history[HISTORY];
     uint64_t events;
-    _Atomic uint64_t progress;
+    _Atomic uint64_t *progress; // shared with its children: where memory is short they need long, but must get on
     _Atomic int op_now;
     _Atomic int in_op, running, finished;
 } Thread;
