@@ -23,6 +23,8 @@ pub(crate) enum Put {
     Left,
     /// It was the last one: the word is {count 0, busy}, and the caller tears the slot down.
     TearDown,
+    /// It had none, and has not changed.
+    Unreferenced,
 }
 
 /// The side table: references that are not counted in words, a multiple of a batch for each slot.
@@ -32,37 +34,31 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// Adds a reference.
-    ///
-    /// # Panics
-    ///
-    /// If the slot has none: the caller holds one, or else it has lost count.
-    pub(crate) fn dup(&self, cluster: &Cluster, index: u32, slot: SlotId) {
+    /// Adds a reference; `false` if the slot has none: the caller has lost count.
+    pub(crate) fn dup(&self, cluster: &Cluster, index: u32, slot: SlotId) -> bool {
         let mut word = cluster.word(index);
         loop {
-            assert!(word.count() > 0, "dup of slot {} without a reference: {word:?}", slot.get());
+            if word.count() == 0 {
+                return false;
+            }
             if word.count() == COUNT_MAX {
                 self.spill(cluster, index, slot);
                 word = cluster.word(index);
                 continue;
             }
             match cluster.swap(index, word, word.with_count(word.count() + 1, word.has_more())) {
-                Ok(()) => return,
+                Ok(()) => return true,
                 Err(now) => word = now,
             }
         }
     }
 
     /// Drops a reference.
-    ///
-    /// # Panics
-    ///
-    /// If the slot has none.
     pub(crate) fn put(&self, cluster: &Cluster, index: u32, slot: SlotId) -> Put {
         let mut word = cluster.word(index);
         loop {
-            assert!(word.count() > 0, "free of slot {} without a reference: {word:?}", slot.get());
             let (next, put) = match word.count() {
+                0 => return Put::Unreferenced,
                 1 if word.has_more() => {
                     self.fetch_back(cluster, index, slot);
                     word = cluster.word(index);
@@ -166,7 +162,7 @@ mod tests {
     #[test]
     fn the_border_is_crossed_only_once_in_a_batch() {
         let (counts, cluster) = (Counts::default(), cluster());
-        (1..COUNT_MAX).for_each(|_| counts.dup(&cluster, 0, slot()));
+        assert!((1..COUNT_MAX).all(|_| counts.dup(&cluster, 0, slot())));
         assert!(!cluster.word(0).has_more());
         counts.dup(&cluster, 0, slot());
         assert!(cluster.word(0).has_more());
@@ -187,9 +183,10 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "without a reference")]
-    fn a_free_slot_cannot_be_freed() {
+    fn a_free_slot_cannot_be_freed_or_shared() {
         let (counts, cluster) = (Counts::default(), cluster());
-        counts.put(&cluster, 1, slot());
+        assert_eq!(counts.put(&cluster, 1, slot()), Put::Unreferenced);
+        assert!(!counts.dup(&cluster, 1, slot()));
+        assert_eq!(cluster.word(1), Word::FREE);
     }
 }

@@ -15,7 +15,7 @@ use crate::cluster::Cluster;
 use crate::space::VirtualSwap;
 use crate::sync::Pin;
 use crate::word::{Backing, Loss, Place, Word};
-use crate::{Location, SlotId, Tier};
+use crate::{Damage, Location, SlotId, Tier};
 use std::sync::Arc;
 
 /// What a change of backing does to the object that backed the slot before.
@@ -211,8 +211,8 @@ impl VirtualSwap {
         };
         if let Some((place, at)) = named {
             cluster.charges().objects(place, -1);
-            if object == OldObject::Release {
-                self.tier(place).release(slot, at);
+            if object == OldObject::Release && self.tier(place).release(slot, at).is_err() {
+                self.damaged(Damage::Misplaced { slot, place, location: at });
             }
         }
     }

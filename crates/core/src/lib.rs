@@ -32,7 +32,7 @@
 //! | background work | `write_out` (frame → backing), `write_back` (pool → tier), `promote` (backing → frame), `swap_off`, `owner` (the cleaner's view), on `moving` and `scratch` |
 //! | who may change a slot | `hold` (busy, publish, release), `count` (references), `wait` |
 //! | one slot, 512 slots, all slots | `word` (the bits), `cluster`, `alloc`, `directory` |
-//! | beside them | `frame` (the swap cache), `charge` (accounts), `filled`, `failure`, `sync` (loom's stand-ins) |
+//! | beside them | `frame` (the swap cache), `charge` (accounts), `filled`, `failure`, `damage`, `sync` (loom's stand-ins) |
 //!
 //! # Concurrency
 //!
@@ -87,6 +87,7 @@ mod alloc;
 mod charge;
 mod cluster;
 mod count;
+mod damage;
 mod directory;
 mod failure;
 mod filled;
@@ -109,11 +110,12 @@ mod write_back;
 mod write_out;
 
 pub use alloc::AllocError;
+pub use damage::Damage;
 pub use failure::{LoadFailure, StoreFailure};
 pub use id::{GroupId, Location, Order, SlotId, TierId};
 pub use space::{Source, SpaceConfig, SpaceUsage, VirtualSwap};
 pub use swap_off::SwapOff;
-pub use tier::{CleanReport, LoadError, Owner, Relocated, StoreError, Tier, TierUsage};
+pub use tier::{CleanReport, LoadError, NotThere, Owner, Relocated, StoreError, Tier, TierUsage};
 pub use word::{Loss, Place};
 pub use write_back::WriteBack;
 pub use write_out::WriteOut;

@@ -11,9 +11,9 @@ use crate::scratch::Scratch;
 use crate::sync::Mutex;
 use crate::wait::Waits;
 use crate::word::{Backing, Place, SHADOW_BITS, TIERS_MAX, Word};
-use crate::{GroupId, Page, SlotId, Tier, TierId, TierUsage};
-use std::sync::Arc;
+use crate::{Damage, GroupId, Page, SlotId, Tier, TierId, TierUsage};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 /// Pages written out in one tick of the shadows: 4095 ticks are 1 GiB of refault distance.
 const TICK_PAGES: u64 = 64;
@@ -100,6 +100,7 @@ pub struct VirtualSwap {
     pub(crate) scan: AtomicU32,
     /// Pages ever written out.
     written_out: AtomicU64,
+    damage: OnceLock<Damage>,
 }
 
 impl VirtualSwap {
@@ -122,7 +123,18 @@ impl VirtualSwap {
             closed: AtomicU32::new(0),
             scan: AtomicU32::new(0),
             written_out: AtomicU64::new(0),
+            damage: OnceLock::new(),
         }
+    }
+
+    /// The first damage that was found. To be asked after [`free_n`](Self::free_n) and [`dup_n`](Self::dup_n), and now and then
+    /// for what background work finds.
+    pub fn damage(&self) -> Option<Damage> {
+        self.damage.get().copied()
+    }
+
+    pub(crate) fn damaged(&self, damage: Damage) {
+        let _ = self.damage.set(damage);
     }
 
     /// Appends `n` new slots to `out`, one reference each, nothing stored.
@@ -142,32 +154,37 @@ impl VirtualSwap {
 
     /// Adds a reference to each slot. The caller has one of each, or of the address space that it clones.
     ///
-    /// # Panics
-    ///
-    /// If a slot has no reference. Aborts if a count beyond 127 needs memory and there is none (24 bytes).
+    /// A slot without a reference is [`damage`](Self::damage). Aborts if a count beyond 127 needs memory and there is none
+    /// (24 bytes).
     pub fn dup_n(&self, slots: &[SlotId]) {
         let mut finder = self.finder();
         for slot in slots {
-            let (cluster, index) = finder.of_reference(*slot);
-            self.counts.dup(cluster, index, *slot);
+            let found = finder.find(*slot);
+            if found.is_none_or(|(cluster, index)| !self.counts.dup(cluster, index, *slot)) {
+                self.damaged(Damage::Unreferenced { slot: *slot });
+            }
         }
     }
 
-    /// Drops a reference of each slot. The last one releases what backs the slot, and the slot.
-    ///
-    /// # Panics
-    ///
-    /// If a slot has no reference.
+    /// Drops a reference of each slot. The last one releases what backs the slot, and the slot. A slot without a reference is
+    /// [`damage`](Self::damage).
     pub fn free_n(&self, slots: &[SlotId]) {
         let mut finder = self.finder();
         for run in slots.chunk_by(|a, b| place(*a).0 == place(*b).0) {
-            let (cluster, _) = finder.of_reference(run[0]);
+            let Some((cluster, _)) = finder.find(run[0]) else {
+                self.damaged(Damage::Unreferenced { slot: run[0] });
+                continue;
+            };
             let mut freed = 0;
             for slot in run {
                 let (_, index) = place(*slot);
-                if self.counts.put(cluster, index, *slot) == Put::TearDown {
-                    self.clear(cluster, index, *slot, OldObject::Release);
-                    freed += 1;
+                match self.counts.put(cluster, index, *slot) {
+                    Put::TearDown => {
+                        self.clear(cluster, index, *slot, OldObject::Release);
+                        freed += 1;
+                    }
+                    Put::Unreferenced => self.damaged(Damage::Unreferenced { slot: *slot }),
+                    Put::Shared | Put::Left => {}
                 }
             }
             // The cluster stays as long as it has slots in use, and those of the run count as such until now.

@@ -24,7 +24,11 @@ pub trait Tier: Send + Sync {
     fn load(&self, slot: SlotId, at: Location, into: &mut Page) -> Result<(), LoadError>;
 
     /// Gives up the object of `slot` at `at`. Called exactly once for each successful store or relocation.
-    fn release(&self, slot: SlotId, at: Location);
+    ///
+    /// # Errors
+    ///
+    /// If there is no such object, or its header is damaged. Then nothing has changed.
+    fn release(&self, slot: SlotId, at: Location) -> Result<(), NotThere>;
 
     /// What the tier holds now.
     fn usage(&self) -> TierUsage;
@@ -84,6 +88,10 @@ pub enum LoadError {
     /// The device failed with this errno.
     Io(i32),
 }
+
+/// A location does not hold the object that was to be released.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotThere;
 
 /// What a tier holds.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

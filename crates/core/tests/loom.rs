@@ -7,8 +7,8 @@ use loom::thread;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use vswap_core::{
-    GroupId, LoadError, Location, Owner, PAGE_SIZE, Page, Relocated, SlotId, Source, SpaceConfig, StoreError,
-    Tier, TierUsage, VirtualSwap,
+    GroupId, LoadError, Location, NotThere, Owner, PAGE_SIZE, Page, Relocated, SlotId, Source, SpaceConfig,
+    StoreError, Tier, TierUsage, VirtualSwap,
 };
 
 /// Preemptions explored: almost all bugs of this kind need no more than two; a frame that is another's for a moment
@@ -75,8 +75,9 @@ impl Tier for Fake {
         Ok(())
     }
 
-    fn release(&self, slot: SlotId, at: Location) {
+    fn release(&self, slot: SlotId, at: Location) -> Result<(), NotThere> {
         self.remove(slot, at);
+        Ok(())
     }
 
     fn usage(&self) -> TierUsage {

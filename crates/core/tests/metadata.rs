@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use vswap_core::{
-    GroupId, LoadError, Location, PAGE_SIZE, Page, SlotId, SpaceConfig, StoreError, Tier, TierUsage,
-    VirtualSwap,
+    GroupId, LoadError, Location, NotThere, PAGE_SIZE, Page, SlotId, SpaceConfig, StoreError, Tier,
+    TierUsage, VirtualSwap,
 };
 
 struct Counting;
@@ -59,7 +59,9 @@ impl Tier for Nothing {
     fn load(&self, _slot: SlotId, _at: Location, _into: &mut Page) -> Result<(), LoadError> {
         Err(LoadError::Corrupt)
     }
-    fn release(&self, _slot: SlotId, _at: Location) {}
+    fn release(&self, _slot: SlotId, _at: Location) -> Result<(), NotThere> {
+        Ok(())
+    }
     fn usage(&self) -> TierUsage {
         TierUsage::default()
     }

@@ -29,6 +29,8 @@ pub struct Config {
     pub pool_max: Option<u64>,
     /// The spill file; without one, pages that find no place stay resident over the limit.
     pub spill: Option<Spill>,
+    /// Each page in the pool has a check of 44 bits in place of 12.
+    pub wide_check: bool,
     /// The program itself may run without an agent; its children may in any case.
     pub allow_unpaged: bool,
     /// Nothing is said on standard error but why the tree was ended.

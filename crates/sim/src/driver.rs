@@ -48,8 +48,7 @@ impl World<'_> {
             return;
         }
         if self.spaces[s].gone {
-            let slots = self.spaces[s].pager.space.dissolve();
-            self.hold(s, &slots, -1);
+            self.spaces[s].pager.space.dissolve();
             self.effects(s);
             self.spaces[s].pager.done = true;
             return;
@@ -256,7 +255,7 @@ impl World<'_> {
         while let Some(effect) = self.spaces[s].pager.space.effect() {
             any = true;
             match effect {
-                Effect::Free(slots) => self.hold(s, &slots, -1),
+                Effect::Free(slots, _) => self.hold(s, &slots, -1),
                 Effect::Dup(slots) => self.hold(s, &slots, 1),
                 Effect::Forked(key, state) => {
                     let child = key.0 as usize;

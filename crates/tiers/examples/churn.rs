@@ -114,7 +114,7 @@ fn run(cleaning: Cleaning, draw: &Draw, pages: &[Page], rng: &mut Rng) -> (f64, 
     let mut replace = |i: usize, rng: &mut Rng| {
         let slot = SlotId::new(i as u64 + 1).expect("a slot");
         if let Some(at) = slots.0.lock()[i].take() {
-            pool.release(slot, at);
+            pool.release(slot, at).expect("held");
         }
         out.clear();
         pool.store(&[(slot, &pages[rng.next() as usize % pages.len()])], &mut out);

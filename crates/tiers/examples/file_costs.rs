@@ -51,7 +51,7 @@ fn main() {
         let (random, ordered) = (load(7919), load(1));
         let start = Instant::now();
         for (i, at) in places.iter().enumerate() {
-            tier.release(slot(i), at.expect("stored"));
+            tier.release(slot(i), at.expect("stored")).expect("held");
         }
         let release = micros(start);
         println!(

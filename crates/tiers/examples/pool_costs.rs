@@ -80,7 +80,7 @@ fn round(pages: &[&Page], rounds: &mut [Vec<f64>; 5]) -> (u64, u64) {
     });
     time(4, &mut || {
         for (i, at) in places.iter().enumerate() {
-            at.iter().for_each(|at| pool.release(slot(i), *at));
+            at.iter().for_each(|at| pool.release(slot(i), *at).expect("held"));
         }
     });
     (usage.live_bytes / pages.len() as u64, usage.resident_bytes / pages.len() as u64)

@@ -19,7 +19,7 @@
 //! let mut back = [0xff; PAGE_SIZE];
 //! pool.load(slot, at, &mut back).unwrap();
 //! assert_eq!(back, page);
-//! pool.release(slot, at);
+//! pool.release(slot, at).unwrap();
 //! ```
 //!
 //! # Map
@@ -36,7 +36,7 @@
 //! | `file/ahead.rs` | readahead for streams of loads |
 //! | `file/device.rs` | the calls on the file, behind a trait that tests make fail |
 //! | `file/place.rs` | where a spill file may live |
-//! | `compress.rs`, `check.rs`, `table.rs` | LZ4; XXH3 cut to 12 or 24 bits; a table that grows without moving |
+//! | `compress.rs`, `check.rs`, `table.rs` | LZ4; XXH3 cut to 12, 44 or 24 bits; a table that grows without moving |
 //!
 //! # Bounds
 //!
@@ -44,7 +44,8 @@
 //! groups, policy, what a page means, or when to clean or spill; it has no threads and no clock, and calls up only
 //! through [`vswap_core::Owner`]. There is no unsafe code here.
 //!
-//! A failed store keeps nothing. A release of what is not there panics: going on would lose a page later.
+//! A failed store keeps nothing. A release of what is not there is refused, and the space calls it damage: going on would lose a
+//! page later.
 //!
 //! # What was measured
 //!
@@ -93,9 +94,9 @@
 //! - The file tier does one request at a time and thread, by pread and pwrite: no io_uring, no encryption.
 //!   It writes whole pages, not compressed ones.
 //! - The check in a pool header has 12 bits: one rotten object in 4096 is not seen by it (LZ4's own bounds see some of
-//!   those).
+//!   those). [`Pool::with_wide_check`] has 44.
 //! - A header that rots cannot be walked over: its segment is neither cleaned nor written back any more, only loaded
-//!   from and released. If the rotten bits are those of its slot or length, releasing that object panics.
+//!   from and released. If the rotten bits are those of its slot, releasing that object is refused.
 //! - Bad pages of a file are remembered until the file is cut off before them.
 #![forbid(unsafe_code)]
 

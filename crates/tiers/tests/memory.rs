@@ -47,7 +47,7 @@ fn usage_is_what_the_system_says_and_freed_memory_goes_back() {
     };
     let release = |n: u64| {
         let at = std::mem::replace(&mut slots.0.lock()[n as usize], NONE);
-        pool.release(slot(n), Location::new(at).expect("stored"));
+        pool.release(slot(n), Location::new(at).expect("stored")).expect("held");
     };
     let mut out = Vec::new();
     for n in 1..=SLOTS {

@@ -67,7 +67,7 @@ struct Model<'a> {
 impl Model<'_> {
     fn release(&mut self, slot: SlotId) {
         if let Some(at) = self.owners.0.lock().remove(&slot) {
-            self.tier.release(slot, at);
+            self.tier.release(slot, at).expect("held");
             self.contents.remove(&slot);
             self.stale.push((slot, at));
         }

@@ -72,7 +72,7 @@ fn work(tier: &dyn Tier, ops: u64, slots: &Slots, rng: &mut Rng) {
             0..=2 => {
                 let mut word = slots.word(slot).lock();
                 if let Some(old) = word.at.take() {
-                    tier.release(slot, old);
+                    tier.release(slot, old).expect("held");
                 }
                 let mut out = Vec::new();
                 tier.store(&[(slot, &page(seed))], &mut out);
@@ -109,16 +109,16 @@ fn work(tier: &dyn Tier, ops: u64, slots: &Slots, rng: &mut Rng) {
                         assert_eq!(tier.load(slot, at, &mut into), Ok(()));
                         assert!(into == page(word.seed));
                         word.at = None;
-                        tier.release(slot, at);
+                        tier.release(slot, at).expect("held");
                     }
                 }
             }
         }
         if late.len() > 50 {
-            late.drain(..).for_each(|(slot, at)| tier.release(slot, at));
+            late.drain(..).for_each(|(slot, at)| tier.release(slot, at).expect("held"));
         }
     }
-    late.drain(..).for_each(|(slot, at)| tier.release(slot, at));
+    late.drain(..).for_each(|(slot, at)| tier.release(slot, at).expect("held"));
 }
 
 /// Returns how many objects the cleaners moved, and how many were gone.
@@ -161,7 +161,7 @@ fn stress(tier: &dyn Tier, ops: u64, seed: u64) -> (u64, u64) {
         let Some(at) = word.at else { continue };
         assert_eq!(tier.load(slot(n), at, &mut into), Ok(()));
         assert!(into == page(word.seed), "slot {n} has other contents");
-        tier.release(slot(n), at);
+        tier.release(slot(n), at).expect("held");
         assert_eq!(tier.load(slot(n), at, &mut into), Err(LoadError::Stale));
     }
     let usage = tier.usage();

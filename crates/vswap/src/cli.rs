@@ -176,6 +176,13 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "SIZE")]
     pub(crate) pool_max: Option<Size>,
 
+    /// Check compressed pages with 44 bits instead of 12: 4 bytes a page more, for machines whose memory is not to be trusted
+    ///
+    /// A page that comes back is checked, and damage ends the program instead of reaching it. With 12 bits one damage in 4096
+    /// goes unseen. (Pages in the spill file have 24 bits in any case.)
+    #[arg(long)]
+    pub(crate) wide_check: bool,
+
     /// Directory for the spill file, on a file system that is not in memory
     ///
     /// The file has no name, grows as it is needed and is gone when vswap ends. [default: the first of $TMPDIR,

@@ -8,6 +8,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::mem::ManuallyDrop;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
@@ -170,6 +171,7 @@ fn configure(options: &RunOptions) -> Result<(Config, Vec<String>), Failure> {
         limit,
         pool_max,
         spill: decision.spill,
+        wide_check: options.wide_check,
         allow_unpaged: options.allow_unpaged,
         quiet: options.quiet,
     };
@@ -227,7 +229,8 @@ fn start(run: &cli::Run, program: Program, config: Config, means: Means) -> Resu
     let forked = process::fork_with(move || {
         let front = Arc::new(sender);
         let own_pid = std::process::id();
-        let mut listeners = Some(listeners);
+        // The guardian's copy: to drop it would close what the pager has closed itself.
+        let mut listeners = ManuallyDrop::new(Some(listeners));
         let forked = process::set_child_subreaper().and_then(|()| {
             process::fork_sharing_files(|| {
                 let listeners = listeners.take().expect("taken once, in the pager's copy of this memory");

@@ -7,8 +7,8 @@ pub mod world;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use vswap_core::{
-    CleanReport, GroupId, LoadError, Location, Owner, PAGE_SIZE, Page, Relocated, SlotId, SpaceConfig,
-    StoreError, Tier, TierUsage, VirtualSwap,
+    CleanReport, GroupId, LoadError, Location, NotThere, Owner, PAGE_SIZE, Page, Relocated, SlotId,
+    SpaceConfig, StoreError, Tier, TierUsage, VirtualSwap,
 };
 
 pub const GROUP: GroupId = GroupId(0);
@@ -42,6 +42,8 @@ struct State {
     log: Vec<(At, SlotId)>,
     /// What is offered as coldest instead of the truth.
     offer: Option<Vec<(SlotId, Location)>>,
+    /// What is missing was lost, not released.
+    lossy: bool,
 }
 
 /// A tier in memory.
@@ -110,10 +112,11 @@ impl MemTier {
         std::mem::take(&mut self.state.lock().expect("tier").log)
     }
 
-    /// Flips a bit of every object, which its check would find.
+    /// Its metadata is gone.
     pub fn lose_all_objects(&self) {
         let mut state = self.state.lock().expect("tier");
         state.objects.clear();
+        state.lossy = true;
     }
 
     fn run_hook(&self, at: At, slot: SlotId) {
@@ -195,10 +198,14 @@ impl Tier for MemTier {
         Ok(())
     }
 
-    fn release(&self, slot: SlotId, at: Location) {
+    fn release(&self, slot: SlotId, at: Location) -> Result<(), NotThere> {
         self.run_hook(At::Releasing, slot);
         let mut state = self.state.lock().expect("tier");
+        if state.lossy && !state.objects.contains_key(&at.get()) {
+            return Err(NotThere);
+        }
         self.remove(&mut state, slot, at.get());
+        Ok(())
     }
 
     fn usage(&self) -> TierUsage {

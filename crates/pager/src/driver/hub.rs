@@ -104,7 +104,8 @@ impl Hub {
             tiers.push(Arc::new(FileTier::create(&spill.dir, spill.max)?));
         }
         let spills = !tiers.is_empty();
-        let pool: Arc<dyn Tier> = Arc::new(Pool::new(pool_limit));
+        let pool = Pool::new(pool_limit);
+        let pool: Arc<dyn Tier> = Arc::new(if config.wide_check { pool.with_wide_check() } else { pool });
         let space = Arc::new(VirtualSwap::new(SpaceConfig { pool: Some(pool), tiers, max_frames: frames }));
         let gate = session.gate.map(Arc::new);
         let shared = Arc::new(Shared::new(space, gate.is_some(), session.fork_events)?);
@@ -167,6 +168,11 @@ impl Hub {
             if let Some(why) = self.shared.failure() {
                 end_tree();
                 return Err(Fatal(why));
+            }
+            if let Some(damage) = self.shared.space.damage() {
+                // Background work has found it, and knows of no address.
+                self.shared.fail(damage.to_string());
+                continue;
             }
             if std::os::unix::process::parent_id() != self.guardian {
                 self.shared

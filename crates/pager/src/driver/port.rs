@@ -200,10 +200,7 @@ impl Port {
             Err(libc::ESRCH) => Answer::Gone,
             Err(libc::ENOENT) => Answer::Refused,
             // Nothing is known: ask again.
-            Err(errno) => {
-                self.refused(addr, errno);
-                Answer::Changing
-            }
+            Err(errno) => self.refused(addr, errno),
         }
     }
 
@@ -219,10 +216,10 @@ impl Port {
                     libc::ENOENT => Stop::Missing,
                     libc::ESRCH => return Answer::Gone,
                     // No memory for the page, say: nothing is known of the place, so it is asked again.
-                    _ => {
-                        self.refused(addr, errno);
-                        Stop::Changing
-                    }
+                    _ => match self.refused(addr, errno) {
+                        Answer::Changing => Stop::Changing,
+                        lost => return lost,
+                    },
                 };
                 (done / PAGE_SIZE, stop)
             }
@@ -235,13 +232,13 @@ impl Port {
     }
 
     /// The kernel refuses for a reason of its own. That may pass; if it does not, nobody shall wait for ever.
-    fn refused(&mut self, addr: u64, errno: i32) {
+    fn refused(&mut self, addr: u64, errno: i32) -> Answer {
         let since = *self.refused_since.get_or_insert_with(Instant::now);
-        if since.elapsed() > REFUSED_AT_MOST {
-            let pid = self.tenant.pid.load(Relaxed);
-            let error = std::io::Error::from_raw_os_error(errno);
-            self.shared.fail(format!("process {pid}: the page at {addr:#x} cannot be brought back: {error}"));
+        if since.elapsed() <= REFUSED_AT_MOST {
+            return Answer::Changing;
         }
+        let error = std::io::Error::from_raw_os_error(errno);
+        Answer::Lost(addr, format!("the page at {addr:#x} cannot be brought back: {error}"))
     }
 
     fn copy(&mut self, addr: u64, slots: &[SlotId]) -> Answer {
@@ -255,20 +252,10 @@ impl Port {
         let count = slots.len().min(bytes.len());
         self.sources.clear();
         self.shared.space.load_many(&slots[..count], &mut bytes[..count], &mut self.sources);
-        let mut good = count;
-        for (index, source) in self.sources.iter().enumerate() {
-            if let Err(failure) = source {
-                good = index;
-                if index == 0 {
-                    // The reader must not go on: its fault is never answered.
-                    self.shared.fail(format!(
-                        "process {}: the page at {addr:#x} cannot be brought back: {failure}",
-                        self.tenant.pid.load(Relaxed)
-                    ));
-                    return Answer::Gone;
-                }
-                break;
-            }
+        let good = self.sources.iter().take_while(|source| source.is_ok()).count();
+        if let Some(Err(failure)) = self.sources.first() {
+            // The reader must not go on: its fault is never answered.
+            return Answer::Lost(addr, format!("the page at {addr:#x} cannot be brought back: {failure}"));
         }
         self.last_source = self.sources.first().and_then(|source| source.as_ref().ok().copied());
         let copied = self.uffd.copy(addr, bytes[..good].as_flattened(), false);
@@ -368,10 +355,9 @@ impl Port {
             self.agent = None;
             ([0; wire::MOVED_WORDS], false)
         };
-        let answer = self.keep(&list, slots, moved);
-        match answer {
-            Some(pages) => Answer::Moved(pages, again),
-            None => Answer::Gone,
+        match self.keep(&list, slots, moved) {
+            Ok(pages) => Answer::Moved(pages, again),
+            Err(lost) => lost,
         }
     }
 
@@ -381,16 +367,16 @@ impl Port {
         runs: &[wire::Run],
         slots: Vec<SlotId>,
         moved: [u64; wire::MOVED_WORDS],
-    ) -> Option<Vec<(u64, SlotId)>> {
+    ) -> Result<Vec<(u64, SlotId)>, Answer> {
         let Some(agent) = &self.agent else {
             self.shared.space.free_n(&slots);
-            return Some(Vec::new());
+            return Ok(Vec::new());
         };
         let Some(taken) = taken(runs, &moved) else {
             // No honest agent says that: nothing more is believed.
             self.agent = None;
             self.shared.space.free_n(&slots);
-            return Some(Vec::new());
+            return Ok(Vec::new());
         };
         let (used, unused) = slots.split_at(taken.len());
         self.shared.space.free_n(unused);
@@ -408,9 +394,13 @@ impl Port {
         if cached < pages.len() {
             let mut stored = Vec::new();
             self.shared.space.store_many(&pages[cached..], &mut stored);
-            if let Some(Err(failure)) = stored.into_iter().find(Result::is_err) {
-                self.shared.fail(format!("an evicted page finds no place: {failure}"));
-                return None;
+            let failed = stored
+                .iter()
+                .zip(&taken[cached..])
+                .find_map(|(stored, &(addr, _))| stored.as_ref().err().map(|failure| (addr, failure)));
+            if let Some((addr, failure)) = failed {
+                let why = format!("the page at {addr:#x} was evicted and finds no place: {failure}");
+                return Err(Answer::Lost(addr, why));
             }
         }
         self.shared.buffers.take_back(buffer);
@@ -422,7 +412,7 @@ impl Port {
         debug!(target: "evict", "process {pid}: {count} of {tried} pages, {cached} of them cached");
         self.shared.meters.evictions.fetch_add(count, Relaxed);
         self.tenant.evictions.fetch_add(count, Relaxed);
-        Some(taken.iter().map(|&(addr, _)| addr).zip(used.iter().copied()).collect())
+        Ok(taken.iter().map(|&(addr, _)| addr).zip(used.iter().copied()).collect())
     }
 
     /// Gives the memory of the agent's ring back.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use log::{debug, error, info, trace};
+use log::{debug, info, trace};
 use vswap_core::{PAGE_SIZE, Source};
 use vswap_sys::process;
 use vswap_sys::seccomp::{Gate, Notification, Reply};
@@ -26,6 +26,7 @@ use crate::proto::{AddressSpace, BATCH_PAGES, ChildKey, Command, Counters, Effec
 mod calls;
 mod children;
 mod rest;
+mod stop;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Messages read in one turn, one per read(2): a busy munmap loop never lets a read-until-empty end.
@@ -204,6 +205,9 @@ impl Server {
     }
 
     fn message(&mut self, message: Message) {
+        if !matches!(message, Message::Fault { .. }) {
+            self.space.set_now(self.shared.now_ns());
+        }
         match message {
             Message::Fault { addr, .. } if addr & !(PAGE - 1) == self.port.beacon => {
                 if let Message::Fault { tid, .. } = message {
@@ -217,6 +221,7 @@ impl Server {
                 self.placement.follow(tid);
                 self.settler.faulted(tid);
                 let stamp = self.shared.now_ns();
+                self.space.set_now(stamp);
                 self.space.input(Input::Fault(Fault { addr, write, tid, stamp }));
             }
             Message::Fork { child } => {
@@ -288,8 +293,14 @@ impl Server {
     fn effects(&mut self) {
         while let Some(effect) = self.space.effect() {
             match effect {
-                Effect::Free(slots) => self.shared.space.free_n(&slots),
-                Effect::Dup(slots) => self.shared.space.dup_n(&slots),
+                Effect::Free(slots, addrs) => {
+                    self.shared.space.free_n(&slots);
+                    self.notice_damage(&slots, &addrs);
+                }
+                Effect::Dup(slots) => {
+                    self.shared.space.dup_n(&slots);
+                    self.notice_damage(&slots, &[]);
+                }
                 Effect::Forked(key, child) => self.forked(key, *child),
                 Effect::Closed(keys, unmapped) => {
                     for key in keys {
@@ -302,11 +313,7 @@ impl Server {
                 Effect::Wake(addr) => {
                     let _ = self.port.uffd.wake(addr..addr + PAGE);
                 }
-                Effect::FailStop(why) => {
-                    error!(target: "stop", "process {}: {why}", self.pid());
-                    self.shared.meters.fail_stops.fetch_add(1, Relaxed);
-                    self.shared.fail(format!("process {}: {why}", self.tenant.pid.load(Relaxed)));
-                }
+                Effect::FailStop(why) => self.stop(&why),
             }
         }
     }
@@ -335,7 +342,11 @@ impl Server {
             if self.tenant.register.swap(false, Relaxed) {
                 self.space.input(Input::RegisterAll(true));
             }
-            self.space.input(Input::Evict(self.tenant.wanted.load(Relaxed).min(BATCH_PAGES)));
+            let wanted = self.tenant.wanted.load(Relaxed);
+            if wanted > 0 {
+                self.space.set_now(self.shared.now_ns());
+            }
+            self.space.input(Input::Evict(wanted.min(BATCH_PAGES)));
         }
         self.settle();
         self.tenant.evictions.load(Relaxed)
@@ -408,8 +419,7 @@ impl Server {
     }
 
     fn gone(&mut self) {
-        let slots = self.space.dissolve();
-        self.shared.space.free_n(&slots);
+        self.space.dissolve();
         self.effects();
     }
 

@@ -46,7 +46,7 @@ impl AddressSpace {
                     "what was unmapped at {addr:#x} is mapped: it has come back, or an mremap has grown over it, and no gate \
                      orders them"
                 );
-                return self.stop(why);
+                return self.stop(addr..addr + PAGE, why);
             }
             Answer::Done => {
                 if let Some(entry) = self.table.get(addr) {

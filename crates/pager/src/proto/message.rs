@@ -189,6 +189,8 @@ pub enum Answer {
     Scanned(Vec<Range<u64>>, u64),
     /// `Move`: what has left and where it is; and whether a change of mappings cut it short.
     Moved(Vec<(u64, SlotId)>, bool),
+    /// The page at this address cannot be had, and why: its slot is lost, or the kernel does not take it.
+    Lost(u64, String),
     /// The address space is gone.
     Gone,
 }
@@ -196,8 +198,8 @@ pub enum Answer {
 /// What the protocol wants done besides, in order; nothing is answered.
 #[derive(Debug)]
 pub enum Effect {
-    /// These references are no longer held.
-    Free(Vec<SlotId>),
+    /// These references are no longer held; they were for the pages at these addresses, in the same order.
+    Free(Vec<SlotId>, Vec<u64>),
     /// These references are held once more.
     Dup(Vec<SlotId>),
     /// A child was forked: serve its descriptor with this state.
@@ -208,6 +210,7 @@ pub enum Effect {
     Served(Fault),
     /// Wake whoever waits for this page.
     Wake(u64),
-    /// What the events say has two readings, or no reading: the tree must not run on.
+    /// What the events say has two readings, or no reading, or a page is lost: the tree must not run on. Which, where, and
+    /// what happened there last.
     FailStop(String),
 }

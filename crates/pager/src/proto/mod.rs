@@ -6,6 +6,7 @@
 
 mod close;
 mod fork;
+mod history;
 mod let_go;
 mod marks;
 mod message;

@@ -3,6 +3,7 @@
 
 use vswap_core::SlotId;
 
+use super::history::What;
 use super::message::{Answer, Stop};
 use super::space::{AddressSpace, Job, PAGE};
 use super::streams::MAX_WINDOW;
@@ -27,9 +28,10 @@ impl AddressSpace {
     /// What came of it.
     pub(super) fn recalled(&mut self, addr: u64, slots: &[SlotId], answer: Answer) {
         let Answer::Installed(done, stop) = answer else {
-            return self.stop(format!("unexpected answer {answer:?} to an install"));
+            return self.stop_at_answer(&answer, "an install");
         };
         let next = addr + done * PAGE;
+        self.history.note(What::In, &(addr..next));
         self.counters.recalled += done;
         self.owed.remove(addr..next);
         self.drop_slots(addr..next);
@@ -43,10 +45,9 @@ impl AddressSpace {
                 self.job = Job::Recalling { addr, slots: slots[..1].to_vec() };
             }
             Stop::Missing if done > 0 => {}
-            Stop::Exists if !self.table.get(next).is_some_and(|entry| entry.inherited) => self.stop(format!(
-                "a page is present at {next:#x}, whose contents are in {:?}",
-                self.table.get(next)
-            )),
+            Stop::Exists if !self.table.get(next).is_some_and(|entry| entry.inherited) => {
+                self.stop_at_present(next);
+            }
             // As for a fault: what the table holds for it is stale.
             Stop::Exists | Stop::Missing => {
                 self.counters.stale += self.drop_slots(next..next + PAGE) as u64;

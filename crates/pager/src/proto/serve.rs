@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use vswap_core::SlotId;
 
+use super::history::What;
 use super::message::{Answer, Command, Effect, Fault, Stop};
 use super::space::{AddressSpace, Job, PAGE};
 
@@ -47,12 +48,13 @@ impl AddressSpace {
     /// What came of it.
     pub(super) fn served(&mut self, fault: Fault, slots: usize, pages: u64, answer: Answer) {
         let Answer::Installed(done, stop) = answer else {
-            return self.stop(format!("unexpected answer {answer:?} to an install"));
+            return self.stop_at_answer(&answer, "an install");
         };
         let addr = fault.addr & !(PAGE - 1);
         let (wanted, pages) = (pages, if slots == 0 { alone(fault, pages) } else { pages });
         if done > 0 {
             let range = addr..addr + done * PAGE;
+            self.history.note(if slots > 0 { What::In } else { What::Zeroed }, &range);
             self.owed.remove(range.clone());
             if slots > 0 {
                 self.drop_slots(range);
@@ -81,12 +83,7 @@ impl AddressSpace {
                 }
             }
             // The command was guarded, so no event is unread: the model itself is wrong.
-            Stop::Exists if slots > 0 => {
-                self.stop(format!(
-                    "a page is present at {next:#x}, whose contents are in {:?}",
-                    self.table.get(next)
-                ));
-            }
+            Stop::Exists if slots > 0 => self.stop_at_present(next),
             Stop::Exists | Stop::Missing if done > 0 => {}
             Stop::Missing if pages > 1 => {
                 // The run crossed the end of a mapping: once more with the page alone.
@@ -105,9 +102,11 @@ impl AddressSpace {
     /// What came of zeros around a page that was written to. Nobody waits for them.
     pub(super) fn served_around(&mut self, fault: Fault, answer: Answer) {
         let Answer::Installed(done, stop) = answer else {
-            return self.stop(format!("unexpected answer {answer:?} to an install"));
+            return self.stop_at_answer(&answer, "an install");
         };
-        self.owed.remove(fault.addr..fault.addr + done * PAGE);
+        let range = fault.addr..fault.addr + done * PAGE;
+        self.history.note(What::Zeroed, &range);
+        self.owed.remove(range);
         self.streams.ended_at(fault.tid, fault.addr / PAGE + done);
         if stop == Stop::Changing {
             self.open();
@@ -116,6 +115,7 @@ impl AddressSpace {
 
     /// Guard pages were made here: a fault that was read before is out of date, and to answer it would replace them.
     pub(super) fn guarded(&mut self, range: Range<u64>) {
+        self.history.note(What::Guarded, &range);
         self.drop_slots(range.clone());
         let out_of_date = |fault: &Fault| range.contains(&fault.addr);
         for faults in [&mut self.ready, &mut self.held] {

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use vswap_core::{PAGE_SIZE, SlotId};
 
+use super::history::{History, What};
 use super::marks::Marks;
 use super::message::{Answer, Call, Command, Effect, Fault, Input, Mremap, Ticket};
 use super::ranges::RangeSet;
@@ -98,6 +99,7 @@ pub struct AddressSpace {
     pub(super) register_hand: u64,
     pub(super) effects: VecDeque<Effect>,
     pub(super) counters: Counters,
+    pub(super) history: History,
     pub(super) rules: Rules,
     /// Something was told since a rule that is switched off was last broken.
     pub(super) poked: bool,
@@ -116,6 +118,16 @@ impl AddressSpace {
     #[doc(hidden)]
     pub fn set_rules(&mut self, rules: Rules) {
         self.rules = rules;
+    }
+
+    /// The driver's time, for what is remembered of changes.
+    pub fn set_now(&mut self, nanoseconds: u64) {
+        self.history.set_now(nanoseconds);
+    }
+
+    /// The last changes of a range, in words that go on a sentence.
+    pub fn history_of(&self, range: &Range<u64>) -> String {
+        self.history.of(range)
     }
 
     /// Evicted pages.
@@ -163,6 +175,11 @@ impl AddressSpace {
         self.table.addrs(range)
     }
 
+    /// The page that a slot is for. Slow.
+    pub fn place_of(&self, slot: SlotId) -> Option<u64> {
+        self.table.all().find(|(_, entry)| entry.slot == slot).map(|(addr, _)| addr)
+    }
+
     /// Whether only one thread of the program runs: then events come in the order of the changes.
     pub fn set_sole_thread(&mut self, sole: bool) {
         self.sole_thread = sole;
@@ -198,19 +215,19 @@ impl AddressSpace {
         self.gone
     }
 
-    /// Everything still held; the address space is over.
-    pub fn dissolve(&mut self) -> Vec<SlotId> {
+    /// Lets go of everything still held; the address space is over.
+    pub fn dissolve(&mut self) {
         self.gone = true;
         let late = if self.rules.fork_in_place { None } else { self.window.as_ref() };
         for key in late.map_or(Vec::new(), |window| window.children.clone()) {
             self.cloned(key);
         }
-        let slots = self.table.all().map(|(_, entry)| entry.slot).collect();
+        let (addrs, slots) = self.table.all().map(|(addr, entry)| (addr, entry.slot)).unzip();
         self.table = PageTable::default();
+        self.free(slots, addrs);
         if let Some(window) = self.window.take() {
             self.effects.push_back(Effect::Closed(window.children, Vec::new()));
         }
-        slots
     }
 
     /// The next effect, in order.
@@ -226,7 +243,10 @@ impl AddressSpace {
             Input::Unmap(range) => self.unmap(range),
             Input::Remove(range) => self.discard(range),
             Input::Remap { from, to, len } => self.remap(from, to, len),
-            Input::Fork(key) => self.fork(key),
+            Input::Fork(key) => {
+                self.history.note(What::Forked, &(0..1 << 47));
+                self.fork(key);
+            }
             Input::Drained => {
                 if let Some(window) = &mut self.window {
                     window.drained = true;
@@ -252,28 +272,37 @@ impl AddressSpace {
         }
     }
 
-    pub(super) fn stop(&mut self, why: String) {
+    /// Nothing more is done: `why`, of what is in `range`.
+    pub(super) fn stop(&mut self, range: Range<u64>, why: String) {
         self.stopped = true;
-        self.effects.push_back(Effect::FailStop(why));
+        self.effects.push_back(Effect::FailStop(why + &self.history.of(&range)));
     }
 
-    fn free(&mut self, slots: Vec<SlotId>) {
+    /// The same for a page that is present although its contents are in a slot.
+    pub(super) fn stop_at_present(&mut self, addr: u64) {
+        let slot = self.table.get(addr).map_or(0, |entry| entry.slot.get());
+        let why = format!("a page is present at {addr:#x}, whose contents are in swap slot {slot}");
+        self.stop(addr..addr + PAGE, why);
+    }
+
+    /// The same for an answer that makes no sense.
+    pub(super) fn stop_at_answer(&mut self, answer: &Answer, to: &str) {
+        self.stop(0..u64::MAX, format!("unexpected answer {answer:?} to {to}"));
+    }
+
+    fn free(&mut self, slots: Vec<SlotId>, addrs: Vec<u64>) {
         if !slots.is_empty() {
-            self.effects.push_back(Effect::Free(slots));
+            self.effects.push_back(Effect::Free(slots, addrs));
         }
     }
 
     /// Forgets the slots of a range.
     pub(super) fn drop_slots(&mut self, range: Range<u64>) -> usize {
-        let slots: Vec<_> = self
-            .table
-            .addrs(range)
-            .into_iter()
-            .filter_map(|addr| self.table.remove(addr))
-            .map(|entry| entry.slot)
-            .collect();
+        let addrs = self.table.addrs(range);
+        let slots: Vec<_> =
+            addrs.iter().filter_map(|&addr| self.table.remove(addr)).map(|entry| entry.slot).collect();
         let dropped = slots.len();
-        self.free(slots);
+        self.free(slots, addrs);
         dropped
     }
 
@@ -376,9 +405,13 @@ impl AddressSpace {
     /// Takes the answer to the last command.
     pub fn answer(&mut self, answer: Answer) {
         let job = core::mem::take(&mut self.job);
-        if answer == Answer::Gone {
-            self.gone = true;
-            return;
+        match answer {
+            Answer::Gone => {
+                self.gone = true;
+                return;
+            }
+            Answer::Lost(addr, why) => return self.stop(addr..addr + PAGE, why),
+            _ => {}
         }
         match job {
             Job::Idle | Job::Granting(..) => {}

@@ -172,18 +172,17 @@ impl AddressSpace {
                 Some(Step::Find)
             }
             (Step::Suspect(addr), Answer::Done) => {
-                self.stop(format!(
-                    "a page is resident at {addr:#x}, whose contents are in {:?}",
-                    self.table.get(addr)
-                ));
+                self.stop_at_present(addr);
                 None
             }
             (Step::Move(_), Answer::Moved(pages, changing)) => {
                 sweep.evict = sweep.evict.saturating_sub(pages.len() as u64);
+                self.history.note_evicted(pages.iter().map(|&(addr, _)| addr));
                 for (addr, slot) in pages {
                     let entry = Entry { slot, dead: false, arrived: false, inherited: false };
                     if let Some(old) = self.table.insert(addr, entry) {
-                        self.stop(format!("a page was resident at {addr:#x}, whose contents are in {old:?}"));
+                        self.table.insert(addr, old);
+                        self.stop_at_present(addr);
                     }
                 }
                 if changing {
@@ -193,7 +192,7 @@ impl AddressSpace {
                 (sweep.evict > 0).then_some(Step::Find)
             }
             (_, answer) => {
-                self.stop(format!("unexpected answer {answer:?} in a sweep"));
+                self.stop_at_answer(&answer, "a step of a sweep");
                 None
             }
         }
@@ -276,7 +275,7 @@ impl AddressSpace {
                 self.inherited.clear();
                 return;
             }
-            (_, answer) => return self.stop(format!("unexpected answer {answer:?} to a check after fork")),
+            (_, answer) => return self.stop_at_answer(&answer, "a check after fork"),
         }
         self.job = Job::Verifying(verify);
     }

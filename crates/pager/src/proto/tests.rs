@@ -10,6 +10,8 @@ use vswap_core::SlotId;
 use super::space::PAGE;
 use super::*;
 
+mod stops;
+
 /// A kernel of one address space: what is registered and present, and whether a change is being counted.
 #[derive(Default)]
 struct Kernel {
@@ -124,7 +126,7 @@ impl Kernel {
     fn effects(&mut self, space: &mut AddressSpace) {
         while let Some(effect) = space.effect() {
             match effect {
-                Effect::Free(slots) => slots.iter().for_each(|s| *self.refs.get_mut(s).unwrap() -= 1),
+                Effect::Free(slots, _) => slots.iter().for_each(|s| *self.refs.get_mut(s).unwrap() -= 1),
                 Effect::Dup(slots) => slots.iter().for_each(|s| *self.refs.get_mut(s).unwrap() += 1),
                 Effect::Forked(key, child) => self.children.push((key, *child)),
                 Effect::Closed(keys, _) => self.closed.extend(keys),

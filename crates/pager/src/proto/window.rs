@@ -22,6 +22,7 @@
 
 use std::ops::Range;
 
+use super::history::What;
 use super::message::{Call, ChildKey, Ticket};
 use super::ranges::RangeSet;
 use super::space::{AddressSpace, PAGE};
@@ -52,6 +53,7 @@ impl AddressSpace {
     }
 
     pub(super) fn unmap(&mut self, range: Range<u64>) {
+        self.history.note(What::Unmapped, &range);
         // With one thread events come in order, and what was unmapped is dead, whatever grows over it.
         let in_order = self.sole_thread && self.asks_for_order() && self.rules.untold_growth;
         let window = self.open();
@@ -72,6 +74,7 @@ impl AddressSpace {
     }
 
     pub(super) fn discard(&mut self, range: Range<u64>) {
+        self.history.note(What::Removed, &range);
         self.open();
         self.settling.remove(range.clone());
         self.drop_slots(range.clone());
@@ -83,6 +86,7 @@ impl AddressSpace {
     pub(super) fn remap(&mut self, from: u64, to: u64, len: u64) {
         let granted = self.gated && self.granted.is_some();
         let (source, target) = (from..from + len, to..to + len);
+        self.history.note_move(What::Moved, &source, to);
         let doubtful = !granted && !self.sole_thread && self.rules.touching_stop;
         let window = self.open();
         if !granted {
@@ -90,7 +94,7 @@ impl AddressSpace {
                 let why = format!(
                     "two mremaps of one window touch {from:#x} or {to:#x} (+{len:#x}) and no gate orders them"
                 );
-                self.stop(why);
+                self.stop(source, why);
                 return;
             }
             window.ungranted.insert(source.clone());
@@ -107,7 +111,7 @@ impl AddressSpace {
             let why = format!(
                 "an mremap of {from:#x} (+{len:#x}) moves what was unmapped, and no gate orders them"
             );
-            self.stop(why);
+            self.stop(source, why);
             return;
         }
         if in_order || !self.rules.remap_proves_source {
@@ -165,6 +169,7 @@ impl AddressSpace {
         if new_end <= old_end || !self.rules.growth {
             return;
         }
+        self.history.note(What::Grown, &(old_end..new_end));
         let registered = self.registered.contains(to);
         self.drop_slots(old_end..new_end);
         self.owed.remove(old_end..new_end);

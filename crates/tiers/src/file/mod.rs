@@ -20,6 +20,8 @@ mod device;
 mod place;
 mod rmap;
 #[cfg(test)]
+mod rot;
+#[cfg(test)]
 mod tests;
 
 pub use place::default_dir;
@@ -34,7 +36,7 @@ use rustix::io::Errno;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use vswap_core::{LoadError, Location, PAGE_SIZE, Page, SlotId, StoreError, Tier, TierUsage};
+use vswap_core::{LoadError, Location, NotThere, PAGE_SIZE, Page, SlotId, StoreError, Tier, TierUsage};
 
 /// Pages of the largest write.
 const RUN_MAX: usize = 64;
@@ -283,13 +285,11 @@ impl Tier for FileTier {
         read.unwrap_or_else(|e| Err(LoadError::Io(errno(&e))))
     }
 
-    /// # Panics
-    ///
-    /// If `at` does not hold data of `slot`.
-    fn release(&self, slot: SlotId, at: Location) {
-        self.rmap.clear(slot, at.get());
+    fn release(&self, slot: SlotId, at: Location) -> Result<(), NotThere> {
+        self.rmap.clear(slot, at.get())?;
         self.ahead.forget(at.get());
         self.give(at.get(), false);
+        Ok(())
     }
 
     fn usage(&self) -> TierUsage {

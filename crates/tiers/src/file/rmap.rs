@@ -15,7 +15,7 @@ use super::clusters::CLUSTER;
 use crate::check::check;
 use crate::table::{OutOfMemory, Table};
 use parking_lot::RwLock;
-use vswap_core::{PAGE_SIZE, SlotId};
+use vswap_core::{NotThere, PAGE_SIZE, SlotId};
 
 /// What a page of the file holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,7 +27,7 @@ impl Word {
     /// The word of `page` as the data of `slot`.
     pub(super) fn new(slot: SlotId, page: &[u8]) -> Self {
         assert_eq!(page.len(), PAGE_SIZE);
-        Self(slot.get() << 24 | u64::from(check::<24>(slot, page)))
+        Self(slot.get() << 24 | check::<24>(slot, page))
     }
 
     pub(super) fn slot(self) -> Option<SlotId> {
@@ -93,18 +93,25 @@ impl Rmap {
         *old = word;
     }
 
-    /// Clears the word of a page that holds data of `slot`.
-    ///
-    /// # Panics
-    ///
-    /// If it does not: it was released twice, or is another's. Going on would lose a page later.
-    pub(super) fn clear(&self, slot: SlotId, page: u64) {
+    /// Clears the word of a page that holds data of `slot`. If it does not (it was released twice, is another's, or the word has
+    /// rotted), nothing changes.
+    pub(super) fn clear(&self, slot: SlotId, page: u64) -> Result<(), NotThere> {
         let (cluster, at) = Self::split(page);
         let mut entry = self.0.get(cluster).map(RwLock::write);
         let word = entry.as_mut().and_then(|e| e.as_mut()).map(|words| &mut words[at]);
         match word {
-            Some(word) if word.slot() == Some(slot) => *word = Word::EMPTY,
-            _ => panic!("release of slot {} at page {page}, which holds {word:?}", slot.get()),
+            Some(word) if word.slot() == Some(slot) => {
+                *word = Word::EMPTY;
+                Ok(())
+            }
+            _ => Err(NotThere),
         }
+    }
+    /// For tests: flips a bit of a page's word.
+    #[cfg(test)]
+    pub(super) fn rot(&self, page: u64, bit: u32) {
+        let (cluster, at) = Self::split(page);
+        let mut entry = self.0.get(cluster).expect("an open cluster").write();
+        entry.as_mut().expect("an open cluster")[at].0 ^= 1 << bit;
     }
 }

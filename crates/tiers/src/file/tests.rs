@@ -7,11 +7,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
-fn slot(n: u64) -> SlotId {
+pub(super) fn slot(n: u64) -> SlotId {
     SlotId::new(n).expect("a slot")
 }
 
-fn page(n: u64) -> Page {
+pub(super) fn page(n: u64) -> Page {
     let mut page = [0; PAGE_SIZE];
     for (i, word) in page.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         *word = (n << 20 | i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
@@ -19,7 +19,10 @@ fn page(n: u64) -> Page {
     page
 }
 
-fn store(tier: &FileTier, slots: impl IntoIterator<Item = u64>) -> Vec<Result<Location, StoreError>> {
+pub(super) fn store(
+    tier: &FileTier,
+    slots: impl IntoIterator<Item = u64>,
+) -> Vec<Result<Location, StoreError>> {
     let pages: Vec<_> = slots.into_iter().map(|n| (slot(n), page(n))).collect();
     let refs: Vec<_> = pages.iter().map(|(s, p)| (*s, p)).collect();
     let mut out = Vec::new();
@@ -28,7 +31,7 @@ fn store(tier: &FileTier, slots: impl IntoIterator<Item = u64>) -> Vec<Result<Lo
     out
 }
 
-fn load(tier: &FileTier, n: u64, at: Location) -> Result<(), LoadError> {
+pub(super) fn load(tier: &FileTier, n: u64, at: Location) -> Result<(), LoadError> {
     let mut into = [0xee; PAGE_SIZE];
     tier.load(slot(n), at, &mut into)?;
     assert!(into == page(n), "slot {n} has other contents");
@@ -37,8 +40,8 @@ fn load(tier: &FileTier, n: u64, at: Location) -> Result<(), LoadError> {
 
 /// What goes wrong, by page of the device.
 #[derive(Default)]
-struct Faults {
-    bytes: Vec<u8>,
+pub(super) struct Faults {
+    pub(super) bytes: Vec<u8>,
     /// Writes that touch these pages fail with EIO, reads too.
     dead: HashSet<u64>,
     /// Writes and reservations fail with this.
@@ -66,10 +69,10 @@ struct Faults {
 }
 
 #[derive(Clone, Default)]
-struct Faulty(Arc<Mutex<Faults>>);
+pub(super) struct Faulty(pub(super) Arc<Mutex<Faults>>);
 
 impl Faulty {
-    fn tier(&self, pages: u64) -> FileTier {
+    pub(super) fn tier(&self, pages: u64) -> FileTier {
         FileTier::on(Box::new(self.clone()), pages * PAGE_SIZE as u64)
     }
 }
@@ -184,7 +187,7 @@ fn a_page_that_cannot_be_written_goes_elsewhere_and_is_not_tried_again() {
         load(&tier, n, Location::new(*at).expect("a location")).expect("there");
     }
     for (n, at) in (1..).zip(&places) {
-        tier.release(slot(n), Location::new(*at).expect("a location"));
+        tier.release(slot(n), Location::new(*at).expect("a location")).expect("held");
     }
     assert_eq!((tier.usage().objects, tier.usage().device_bytes), (0, 0));
 }
@@ -220,7 +223,7 @@ fn no_space_for_a_cluster_uses_the_holes_that_there_are() {
     assert_eq!(store(&tier, [900]), [Err(StoreError::Full)]);
     assert_eq!(device.0.lock().bytes.len() as u64, CLUSTER_BYTES, "what was reserved in vain stays");
     for n in [7, 300] {
-        tier.release(slot(n), places[n as usize - 1].expect("stored"));
+        tier.release(slot(n), places[n as usize - 1].expect("stored")).expect("held");
     }
     let got = store(&tier, [901, 902, 903]);
     assert!(got[0].is_ok() && got[1].is_ok());
@@ -257,7 +260,7 @@ fn torn_and_misdirected_writes_and_rot_are_corrupt() {
 
     // The first write tears, and what it leaves is an older page of the same slot.
     let at = store(&tier, [12])[0].expect("stored");
-    tier.release(slot(12), at);
+    tier.release(slot(12), at).expect("held");
     device.0.lock().astray = Some(100);
     let lost = store(&tier, [13])[0].expect("the device said so");
     assert_eq!(lost, at, "the place is used again");
@@ -309,7 +312,7 @@ fn a_page_that_becomes_anothers_while_it_is_read_is_stale() {
     for n in [9, 10] {
         let (other, at) = (tier.clone(), places[n - 1]);
         device.0.lock().meanwhile = Some(Box::new(move || {
-            other.release(slot(n as u64), at);
+            other.release(slot(n as u64), at).expect("held");
             assert_eq!(store(&other, [n as u64 + 1000]), [Ok(at)]);
         }));
         assert_eq!(load(&tier, n as u64, at), Err(LoadError::Stale), "slot {n}");
@@ -360,7 +363,7 @@ fn bad_pages_stay_bad_when_their_cluster_comes_again() {
     let places: Vec<_> = store(&tier, 1..=2 * c).into_iter().map(|r| r.expect("stored")).collect();
     let found = device.0.lock().dead_writes;
     for (n, at) in (1..).zip(&places).filter(|(_, at)| at.get() < c) {
-        tier.release(slot(n), *at);
+        tier.release(slot(n), *at).expect("held");
     }
     assert_eq!(device.0.lock().punched.len(), 1, "the first cluster is closed, the others are not");
     let again = store(&tier, 10_000..10_000 + 3 * c);
@@ -379,7 +382,7 @@ fn storage_goes_back_by_clusters_and_at_the_end() {
     assert_eq!(tier.usage().device_bytes, 4 * CLUSTER_BYTES);
     let release = |from: u64, to: u64| {
         for n in from..to {
-            tier.release(slot(n + 1), places[n as usize]);
+            tier.release(slot(n + 1), places[n as usize]).expect("held");
         }
     };
     let c = CLUSTER as u64;
@@ -407,7 +410,7 @@ fn batches_are_written_in_long_runs() {
     // Holes of one page each do not tempt it while the file can grow.
     let places = store(&tier, 2000..3024);
     for (n, at) in (2000..).zip(&places).step_by(2) {
-        tier.release(slot(n), at.expect("stored"));
+        tier.release(slot(n), at.expect("stored")).expect("held");
     }
     let before = device.0.lock().calls;
     store(&tier, 4000..4000 + RUN_MAX as u64);
@@ -442,11 +445,11 @@ fn readahead_gives_nobody_old_data_and_hides_no_error() {
         |from: u64, to: u64| (from..to).map(|n| load(&tier, n, places[n as usize - 1])).collect::<Vec<_>>();
     assert!(load_all(1, 3).iter().all(Result::is_ok));
     // Pages 2 to 33 are read ahead. Number 5 is another's now, number 6 is the same slot's with other data.
-    tier.release(slot(5), places[4]);
+    tier.release(slot(5), places[4]).expect("held");
     assert_eq!(load(&tier, 5, places[4]), Err(LoadError::Stale));
     assert_eq!(store(&tier, [1005]), [Ok(places[4])]);
     load(&tier, 1005, places[4]).expect("there");
-    tier.release(slot(6), places[5]);
+    tier.release(slot(6), places[5]).expect("held");
     let other = page(4711);
     let mut out = Vec::new();
     tier.store(&[(slot(6), &other)], &mut out);
@@ -455,7 +458,7 @@ fn readahead_gives_nobody_old_data_and_hides_no_error() {
     tier.load(slot(6), places[5], &mut into).expect("there");
     assert!(into == other);
     // Number 7 is stored again as it was: its word is the same, and still what was read before does not count.
-    tier.release(slot(7), places[6]);
+    tier.release(slot(7), places[6]).expect("held");
     assert_eq!(store(&tier, [7]), [Ok(places[6])]);
     let before = device.0.lock().calls;
     load(&tier, 7, places[6]).expect("there");
@@ -496,12 +499,12 @@ fn a_real_file_holds_what_it_says_and_ends_with_nothing() {
     assert_eq!(outside(&seen).0, tier.usage().device_bytes);
     assert_eq!(cached_pages(&seen), 0, "the page cache is charged to somebody");
     for (n, at) in (1..).zip(&places).take(CLUSTER) {
-        tier.release(slot(n), *at);
+        tier.release(slot(n), *at).expect("held");
     }
     assert_eq!(outside(&seen), (2 * CLUSTER_BYTES, 3 * CLUSTER_BYTES), "a hole was punched");
     for (n, at) in (1..).zip(&places).skip(CLUSTER) {
         load(&tier, n, *at).expect("there");
-        tier.release(slot(n), *at);
+        tier.release(slot(n), *at).expect("held");
     }
     assert_eq!(outside(&seen), (0, 0));
 }

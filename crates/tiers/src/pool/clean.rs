@@ -17,7 +17,7 @@
 //!
 //! One cleaner works at a time, under the cleaner's lock.
 
-use super::object::{Header, OBJECT_MAX, location};
+use super::object::{Header, OBJECT_MAX, location, place};
 use super::segment::{PAGE, Role, SEGMENT, Segment, Walk};
 use super::{Pool, SHARDS};
 use std::sync::atomic::Ordering::Relaxed;
@@ -315,13 +315,20 @@ impl Run<'_> {
             self.budget = self.budget.saturating_sub(u64::from(header.size()));
             match self.owner.relocate(*slot, old, new) {
                 Relocated::Moved => {
-                    self.pool.kill(*slot, old);
+                    self.drop_copy(*slot, old);
                     self.moved += 1;
                 }
-                Relocated::Gone | Relocated::Busy => self.pool.kill(*slot, new),
+                Relocated::Gone | Relocated::Busy => self.drop_copy(*slot, new),
             }
         }
         true
+    }
+
+    /// Kills the copy that no slot names. One whose header has rotted since stays, and with it its segment.
+    fn drop_copy(&self, slot: SlotId, at: Location) {
+        if self.pool.kill(slot, at).is_err() {
+            self.pool.segment(place(at).0).expect("was copied").write().broken = true;
+        }
     }
 
     /// Appends a copy to an output of about this age.
@@ -343,7 +350,7 @@ impl Run<'_> {
             }
             if segment.fits(header.size()) {
                 self.grown += u64::from(segment.growth(header.size()));
-                let offset = self.pool.put(&mut segment, header, payload, self.cap)?;
+                let offset = self.pool.put(&mut segment, header, [payload, &[]], self.cap)?;
                 return Ok(location(index, offset));
             }
             segment.role = Role::Sealed;

@@ -19,6 +19,8 @@
 mod age;
 mod clean;
 mod object;
+#[cfg(test)]
+mod rot;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -29,13 +31,15 @@ use age::Cursor;
 use clean::Cleaner;
 pub use clean::{Choice, Cleaning};
 use memmap2::MmapMut;
-use object::{Header, SEGMENTS_MAX, location, place};
+use object::{Header, SEGMENTS_MAX, Width, location, place};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use segment::{Role, SEGMENT, Segment};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use vswap_core::{CleanReport, LoadError, Location, Owner, Page, SlotId, StoreError, Tier, TierUsage};
+use vswap_core::{
+    CleanReport, LoadError, Location, NotThere, Owner, Page, SlotId, StoreError, Tier, TierUsage,
+};
 
 /// Open segments that stores append to at the same time. A thread takes the first that is free, so that a lone
 /// evictor fills one.
@@ -94,6 +98,7 @@ struct Registry {
 /// Compressed memory. See the module's head.
 pub struct Pool {
     cleaning: Cleaning,
+    width: Width,
     table: Table<RwLock<Segment>>,
     /// The segment each shard appends to.
     shards: [Mutex<Option<u32>>; SHARDS],
@@ -116,10 +121,17 @@ impl Pool {
         Self::with_cleaning(limit_bytes, Cleaning::default())
     }
 
+    /// The same, empty as it must be, with a check of 44 bits in place of 12: an object takes 4 bytes more.
+    #[must_use]
+    pub fn with_wide_check(self) -> Self {
+        Self { width: Width::Wide, ..self }
+    }
+
     /// As [`Pool::new`], cleaned in another way than the default.
     pub fn with_cleaning(limit_bytes: u64, cleaning: Cleaning) -> Self {
         Self {
             cleaning,
+            width: Width::default(),
             table: Table::new(),
             shards: Default::default(),
             registry: Mutex::default(),
@@ -190,7 +202,7 @@ impl Pool {
         &self,
         segment: &mut Segment,
         header: Header,
-        payload: &[u8],
+        body: [&[u8]; 2],
         cap: u64,
     ) -> Result<u32, StoreError> {
         let growth = u64::from(segment.growth(header.size()));
@@ -203,12 +215,12 @@ impl Pool {
         }
         self.account.live_bytes.fetch_add(u64::from(header.size()), Relaxed);
         self.account.live_objects.fetch_add(1, Relaxed);
-        Ok(segment.append(header, payload))
+        Ok(segment.append(header, body))
     }
 
     /// Appends a new object to a shard's segment.
     fn append(&self, slot: SlotId, payload: &[u8]) -> Result<Location, StoreError> {
-        let header = Header::new(slot, payload);
+        let (header, body) = Header::new(slot, payload, self.width);
         let cap = self.account.store_cap();
         if self.account.is_over() {
             // The limit was lowered. There may be room in a page that is touched already; it is refused all the same.
@@ -230,7 +242,7 @@ impl Pool {
                 segment.age = self.clock.load(Relaxed);
             }
             if segment.fits(header.size()) && self.clock.load(Relaxed) - segment.age <= LAG_MAX {
-                let offset = self.put(&mut segment, header, payload, cap)?;
+                let offset = self.put(&mut segment, header, body.parts(), cap)?;
                 return Ok(location(index, offset));
             }
             segment.role = Role::Sealed;
@@ -239,16 +251,16 @@ impl Pool {
     }
 
     /// Kills an object, and frees its segment if it was the last one.
-    fn kill(&self, slot: SlotId, at: Location) {
+    fn kill(&self, slot: SlotId, at: Location) -> Result<(), NotThere> {
         let (index, offset) = place(at);
-        let Some(entry) = self.segment(index) else { panic!("release of slot {} at no segment", slot.get()) };
-        let mut segment = entry.write();
-        let size = segment.kill(slot, offset);
+        let mut segment = self.segment(index).ok_or(NotThere)?.write();
+        let size = segment.kill(slot, offset)?;
         self.account.live_bytes.fetch_sub(u64::from(size), Relaxed);
         self.account.live_objects.fetch_sub(1, Relaxed);
         if segment.live_objects == 0 && segment.role != Role::Victim {
             self.retire(index, segment);
         }
+        Ok(())
     }
 
     /// Returns the memory of a segment without live objects, and its index too unless somebody appends to it.
@@ -304,14 +316,11 @@ impl Tier for Pool {
 
     fn load(&self, slot: SlotId, at: Location, into: &mut Page) -> Result<(), LoadError> {
         let (index, offset) = place(at);
-        self.segment(index).ok_or(LoadError::Stale)?.read().load(slot, offset, into)
+        self.segment(index).ok_or(LoadError::Stale)?.read().load(slot, offset, self.width, into)
     }
 
-    /// # Panics
-    ///
-    /// If `at` does not hold a live object of `slot`.
-    fn release(&self, slot: SlotId, at: Location) {
-        self.kill(slot, at);
+    fn release(&self, slot: SlotId, at: Location) -> Result<(), NotThere> {
+        self.kill(slot, at)
     }
 
     fn usage(&self) -> TierUsage {

@@ -5,11 +5,13 @@
 //! ┌────────────────────────────┬──────────────┬──────────────┐
 //! │ slot 40                    │ check 12     │ length 12    │  header, little endian, 8-byte aligned
 //! ├────────────────────────────┴──────────────┴──────────────┤
-//! │ payload: `length` bytes, then 0 to 7 bytes of padding    │
+//! │ payload and trailer: `length` bytes, then 0 to 7 of      │
+//! │ padding                                                  │
 //! └──────────────────────────────────────────────────────────┘
 //!
-//!  length  8: the page repeats the payload's 64-bit word; more: a compressed page; less: never
+//!  payload 8 bytes: the page repeats that 64-bit word; more: a compressed page; less: never
 //!  check   of slot and payload (see check.rs)
+//!  trailer none, or in a pool with the wide check the next 32 bits of the check, 4 bytes
 //!
 //!  63                        24 23                          0
 //! ┌────────────────────────────┬─────────────────────────────┐
@@ -28,24 +30,64 @@ use vswap_core::{Location, SlotId};
 
 /// Bytes of a header.
 pub(super) const HEADER: u32 = 8;
-/// Payload length that marks a page of one repeated word.
+/// Length of a payload that marks a page of one repeated word.
 pub(super) const FILLED: u32 = 8;
 /// Most bytes an object takes in a segment.
-pub(super) const OBJECT_MAX: u32 = HEADER + (KEEP_MAX as u32).next_multiple_of(8);
+pub(super) const OBJECT_MAX: u32 = HEADER + LENGTH_MAX.next_multiple_of(8);
+const LENGTH_MAX: u32 = KEEP_MAX as u32 + TRAILER;
+/// Bytes of a trailer.
+const TRAILER: u32 = 4;
 /// Segments that a location can tell apart.
 pub(super) const SEGMENTS_MAX: u32 = 1 << 20;
 
-const _: () = assert!(KEEP_MAX < 1 << 12 && Location::POOL_BITS == 40 && SlotId::BITS == 40);
+const _: () = assert!(LENGTH_MAX < 1 << 12 && Location::POOL_BITS == 40 && SlotId::BITS == 40);
+
+/// How much of the check goes with each object of a pool.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) enum Width {
+    /// 12 bits, in the header.
+    #[default]
+    Narrow,
+    /// 44 bits, 32 of them in a trailer.
+    Wide,
+}
+
+/// What follows a header: the payload, and the trailer if there is one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Body<'a> {
+    pub(super) payload: &'a [u8],
+    trailer: [u8; TRAILER as usize],
+    width: Width,
+}
+
+impl<'a> Body<'a> {
+    /// The two parts to be stored.
+    pub(super) fn parts(&self) -> [&[u8]; 2] {
+        [self.payload, if self.width == Width::Wide { &self.trailer } else { &[] }]
+    }
+
+    /// The stored bytes of an object, taken apart; `None` if they are too few.
+    pub(super) fn split(bytes: &'a [u8], width: Width) -> Option<Self> {
+        let (payload, trailer) = match width {
+            Width::Narrow => (bytes, [0; TRAILER as usize]),
+            Width::Wide => bytes.split_last_chunk().map(|(payload, trailer)| (payload, *trailer))?,
+        };
+        (payload.len() >= FILLED as usize).then_some(Self { payload, trailer, width })
+    }
+}
 
 /// An object's header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Header(u64);
 
 impl Header {
-    /// The header of `payload` as the object of `slot`.
-    pub(super) fn new(slot: SlotId, payload: &[u8]) -> Self {
+    /// The header of `payload` as the object of `slot`, and what follows it.
+    pub(super) fn new(slot: SlotId, payload: &[u8], width: Width) -> (Self, Body<'_>) {
         assert!((FILLED as usize..=KEEP_MAX).contains(&payload.len()), "payload of {} bytes", payload.len());
-        Self(slot.get() << 24 | u64::from(check::<12>(slot, payload)) << 12 | payload.len() as u64)
+        let check = check::<44>(slot, payload);
+        let body = Body { payload, trailer: (check as u32).to_le_bytes(), width };
+        let length = body.parts().map(<[u8]>::len).iter().sum::<usize>() as u64;
+        (Self(slot.get() << 24 | check >> 32 << 12 | length), body)
     }
 
     pub(super) fn from_bytes(bytes: [u8; 8]) -> Self {
@@ -61,7 +103,7 @@ impl Header {
         SlotId::new(self.0 >> 24)
     }
 
-    /// Bytes of the payload of a live object.
+    /// Bytes of the payload and trailer of a live object.
     pub(super) fn length(self) -> u32 {
         (self.0 & 0xfff) as u32
     }
@@ -77,14 +119,16 @@ impl Header {
     /// Whether the fields are such as are made here; a rotten header may have others.
     pub(super) fn is_sane(self) -> bool {
         match self.slot() {
-            Some(_) => (FILLED..=KEEP_MAX as u32).contains(&self.length()),
+            Some(_) => (FILLED..=LENGTH_MAX).contains(&self.length()),
             None => self.size() >= HEADER && self.size().is_multiple_of(8),
         }
     }
 
     /// Whether the check matches.
-    pub(super) fn verify(self, slot: SlotId, payload: &[u8]) -> bool {
-        (self.0 >> 12) as u32 & 0xfff == check::<12>(slot, payload)
+    pub(super) fn verify(self, slot: SlotId, body: &Body<'_>) -> bool {
+        let check = check::<44>(slot, body.payload);
+        let narrow = self.0 >> 12 & 0xfff == check >> 32;
+        narrow && (body.width == Width::Narrow || u32::from_le_bytes(body.trailer) == check as u32)
     }
 
     /// The header of `size` dead bytes.
@@ -112,11 +156,18 @@ mod tests {
     #[test]
     fn header_and_location_keep_their_fields() {
         let slot = SlotId::new((1 << 40) - 1).expect("a slot");
-        for len in [8, 9, 1000, KEEP_MAX] {
+        for (len, width) in
+            [8, 9, 1000, KEEP_MAX].into_iter().flat_map(|len| [(len, Width::Narrow), (len, Width::Wide)])
+        {
             let payload = vec![0x5a; len];
-            let header = Header::from_bytes(Header::new(slot, &payload).to_bytes());
-            assert_eq!((header.slot(), header.length() as usize), (Some(slot), len));
-            assert!(header.is_sane() && header.verify(slot, &payload) && header.size() <= OBJECT_MAX);
+            let (header, body) = Header::new(slot, &payload, width);
+            let stored = body.parts().concat();
+            let header = Header::from_bytes(header.to_bytes());
+            assert_eq!((header.slot(), header.length() as usize), (Some(slot), stored.len()));
+            assert_eq!(stored.len(), len + if width == Width::Wide { 4 } else { 0 });
+            let body = Body::split(&stored, width).expect("long enough");
+            assert_eq!(body.payload, payload);
+            assert!(header.is_sane() && header.verify(slot, &body) && header.size() <= OBJECT_MAX);
             let dead = Header::from_bytes(Header::dead(header.size()).to_bytes());
             assert_eq!((dead.slot(), dead.size(), dead.is_sane()), (None, header.size(), true));
         }

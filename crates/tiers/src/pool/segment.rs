@@ -21,10 +21,10 @@
 //! A Victim is never freed under its cleaner: the location of an object that is being moved must not be given to
 //! another object before `Owner::relocate` has compared it. Offsets of a sealed segment are never used again either.
 
-use super::object::{FILLED, HEADER, Header};
+use super::object::{Body, HEADER, Header, Width};
 use crate::compress::{decompress, fill};
 use memmap2::{Advice, MmapMut};
-use vswap_core::{LoadError, PAGE_SIZE, Page, SlotId};
+use vswap_core::{LoadError, NotThere, PAGE_SIZE, Page, SlotId};
 
 /// Bytes of a page, as offsets are counted.
 pub(super) const PAGE: u32 = PAGE_SIZE as u32;
@@ -106,9 +106,11 @@ impl Segment {
     }
 
     /// Appends an object and returns its offset. The segment is mapped, Open, and the object fits.
-    pub(super) fn append(&mut self, header: Header, payload: &[u8]) -> u32 {
+    pub(super) fn append(&mut self, header: Header, body: [&[u8]; 2]) -> u32 {
         let size = header.size();
-        assert!(self.role == Role::Open && self.fits(size) && payload.len() == header.length() as usize);
+        let [payload, trailer] = body;
+        let length = payload.len() + trailer.len();
+        assert!(self.role == Role::Open && self.fits(size) && length == header.length() as usize);
         let at = self.used as usize;
         let growth = self.growth(size);
         let memory = self.memory.as_mut().expect("mapped before append");
@@ -118,6 +120,7 @@ impl Segment {
         }
         memory[at..at + HEADER as usize].copy_from_slice(&header.to_bytes());
         memory[at + HEADER as usize..][..payload.len()].copy_from_slice(payload);
+        memory[at + HEADER as usize + payload.len()..][..trailer.len()].copy_from_slice(trailer);
         self.resident += growth;
         self.used += size;
         self.live_bytes += size;
@@ -134,7 +137,7 @@ impl Segment {
         Some(Header::from_bytes(*bytes))
     }
 
-    /// The payload of the object at `offset`; `None` if its length makes no sense.
+    /// Payload and trailer of the object at `offset`; `None` if its length makes no sense.
     fn payload(&self, offset: u32, header: Header) -> Option<&[u8]> {
         if !header.is_sane() || header.size() > self.used - offset {
             return None;
@@ -144,41 +147,42 @@ impl Segment {
     }
 
     /// Reads the object of `slot` at `offset`.
-    pub(super) fn load(&self, slot: SlotId, offset: u32, into: &mut Page) -> Result<(), LoadError> {
+    pub(super) fn load(
+        &self,
+        slot: SlotId,
+        offset: u32,
+        width: Width,
+        into: &mut Page,
+    ) -> Result<(), LoadError> {
         let header = self.header(offset).filter(|h| h.slot() == Some(slot)).ok_or(LoadError::Stale)?;
-        let payload = self.payload(offset, header).ok_or(LoadError::Corrupt)?;
-        if !header.verify(slot, payload) {
-            return Err(LoadError::Corrupt);
-        }
-        if header.length() == FILLED {
-            fill(u64::from_le_bytes(*payload.first_chunk().expect("eight bytes")), into);
-        } else if !decompress(payload, into) {
-            return Err(LoadError::Corrupt);
+        let body = self.payload(offset, header).and_then(|bytes| Body::split(bytes, width));
+        let body = body.filter(|body| header.verify(slot, body)).ok_or(LoadError::Corrupt)?;
+        match <[u8; 8]>::try_from(body.payload) {
+            Ok(word) => fill(u64::from_le_bytes(word), into),
+            Err(_) if decompress(body.payload, into) => {}
+            Err(_) => return Err(LoadError::Corrupt),
         }
         Ok(())
     }
 
-    /// Marks the object of `slot` at `offset` dead and returns its size.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such object: it was released twice, or is another's. Going on would lose a page later.
-    pub(super) fn kill(&mut self, slot: SlotId, offset: u32) -> u32 {
-        let header = self.header(offset);
-        let header = match header {
-            Some(h) if h.slot() == Some(slot) && self.payload(offset, h).is_some() => h,
-            _ => panic!("release of slot {} at offset {offset}, which holds {header:?}", slot.get()),
-        };
-        assert!(self.live_bytes >= header.size() && self.live_objects > 0);
+    /// Marks the object of `slot` at `offset` dead and returns its size. There may be no such object: it was released twice, is
+    /// another's, or its header has rotted; then nothing changes.
+    pub(super) fn kill(&mut self, slot: SlotId, offset: u32) -> Result<u32, NotThere> {
+        let header = self.header(offset).filter(|h| h.slot() == Some(slot)).ok_or(NotThere)?;
+        // A rotten length would have the walk stumble over what follows.
+        self.payload(offset, header).ok_or(NotThere)?;
+        let (size, last) = (header.size(), self.live_objects == 1);
+        if self.live_objects == 0 || self.live_bytes < size || last != (self.live_bytes == size) {
+            return Err(NotThere);
+        }
         let memory = self.memory.as_mut().expect("has objects");
-        memory[offset as usize..][..HEADER as usize].copy_from_slice(&Header::dead(header.size()).to_bytes());
-        self.live_bytes -= header.size();
+        memory[offset as usize..][..HEADER as usize].copy_from_slice(&Header::dead(size).to_bytes());
+        self.live_bytes -= size;
         self.live_objects -= 1;
-        assert_eq!(self.live_objects == 0, self.live_bytes == 0);
-        header.size()
+        Ok(size)
     }
 
-    /// The first live object at or after `offset`: its offset, slot, header and payload.
+    /// The first live object at or after `offset`: its offset, slot, header, payload and trailer.
     pub(super) fn next_live(&self, mut offset: u32) -> Walk<'_> {
         while let Some(header) = self.header(offset) {
             if let Some(slot) = header.slot() {

@@ -91,9 +91,14 @@ impl Holder {
         std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"\n").unwrap();
     }
 
+    /// How it ends.
+    pub(crate) fn collect(mut self) -> Output {
+        collect(self.child.take().unwrap())
+    }
+
     /// CMD ends, with right data; what was said on standard error.
-    pub(crate) fn end(mut self) -> String {
-        let done = collect(self.child.take().unwrap());
+    pub(crate) fn end(self) -> String {
+        let done = self.collect();
         assert_code(&done, 0);
         assert_eq!(stdout(&done), "right\n");
         stderr(&done)

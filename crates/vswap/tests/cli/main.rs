@@ -5,6 +5,7 @@
 
 mod container;
 mod control;
+mod corruption;
 mod fix;
 mod full;
 mod harness;
