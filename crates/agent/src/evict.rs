@@ -4,10 +4,14 @@
 //! UFFDIO_MOVE returned: Linux 6.18 can report an error, or too small a count, for pages that it did move. Staging
 //! was empty before, so what staging's pagemap shows now is the truth: present, or *swapped*, which is also how a
 //! page looks while it is being compacted.
+//!
+//! The pager reads no event while pages move, unless it has seen this thread inside an madvise after it had sent Halt: so
+//! whenever an madvise returns, and pages could still be moved, we look for that.
 
 use vswap_wire::{Answer, BATCH_PAGES, MOVED_WORDS, PAGE, Run, Runs};
 
 use crate::area::State;
+use crate::connection;
 use crate::system::{
     self, EAGAIN, EBUSY, ENOENT, Errno, MADV_DONTNEED, MADV_POPULATE_WRITE, call, nr, raw, restart,
 };
@@ -58,17 +62,18 @@ impl Outcome {
 impl State {
     /// Executes one batch.
     pub(crate) fn evict(&mut self, runs: Runs<'_>) -> Answer {
-        if self.staging_used
-            && let Err(errno) = self.empty_staging()
-        {
-            return Answer::Evicted {
-                moved: [0; MOVED_WORDS],
-                again: false,
-                first_errno: errno,
-                emptied: false,
-            };
-        }
         let mut outcome = Outcome::default();
+        if self.staging_used {
+            if let Err(errno) = self.empty_staging() {
+                return Answer::Evicted {
+                    moved: [0; MOVED_WORDS],
+                    again: false,
+                    first_errno: errno,
+                    emptied: false,
+                };
+            }
+            outcome.again = self.is_halted();
+        }
         let mut position = 0;
         for run in runs {
             if !outcome.again {
@@ -122,6 +127,10 @@ impl State {
                         // SAFETY: writes nothing; makes pages of the program its own.
                         // When it fails, the retry says why the page does not move.
                         let _ = restart(|| unsafe { call(nr::MADVISE, &args) });
+                        if self.is_halted() {
+                            outcome.again = true;
+                            return;
+                        }
                     } else {
                         outcome.note(ENOENT);
                         done += 1;
@@ -137,6 +146,11 @@ impl State {
                 }
             }
         }
+    }
+
+    /// Whether the pager reads events by now: then nothing more may move.
+    fn is_halted(&self) -> bool {
+        connection::is_spoken_to(self.socket)
     }
 
     fn move_pages(&self, from: u64, to: u64, pages: u64) -> Result<(), Errno> {

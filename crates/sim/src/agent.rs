@@ -25,6 +25,11 @@ impl World<'_> {
         if self.spaces[s].pager.batch.again || run.is_empty() {
             return;
         }
+        // Whoever comes out of an madvise looks whether to go on.
+        if unshared > run.start && self.spaces[s].pager.batch.halted && self.setup.rules.halt {
+            self.spaces[s].pager.batch.again = true;
+            return;
+        }
         // MOVE does not look whether the mapping is registered. If an UNMAP was lost since the pager looked, nobody can
         // know: see "what is not modelled".
         if self.spaces[s].lost && self.spaces[s].mem.vma[run.start].is_some_and(|vma| !vma.registered) {

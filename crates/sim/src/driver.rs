@@ -10,7 +10,9 @@ use crate::kernel::{GUARD_INSTALL, GUARD_REMOVE};
 use crate::memory::Pte;
 use crate::threads::{change_of, told};
 use crate::userfaultfd::{EAGAIN, EEXIST, Message};
-use crate::world::{Batch, Event, Micro, Note, Pending, Role, Wait, World, addr, addrs, note, page, pages};
+use crate::world::{
+    Access, Batch, Event, Micro, Note, Pending, Role, Wait, World, addr, addrs, note, page, pages,
+};
 
 impl World<'_> {
     /// Whether a pager has anything to do but wait for its agent.
@@ -19,13 +21,18 @@ impl World<'_> {
         !space.pager.moving
             || space.gone
             || space.pager.batch.done
+            || space.pager.batch.halted
             || self.agent_stands(s)
             || !self.setup.rules.still
     }
 
-    /// Whether the agent waits for a page itself.
+    /// Whether the agent is seen asleep inside an madvise: it waits for a page, or for a lock.
     fn agent_stands(&self, s: usize) -> bool {
-        self.spaces[s].agent.is_some_and(|agent| matches!(self.threads[agent].wait, Wait::Fault { .. }))
+        self.spaces[s].agent.is_some_and(|agent| {
+            let agent = &self.threads[agent];
+            matches!(agent.wait, Wait::Fault { .. })
+                || matches!(agent.micros.front(), Some(Micro::Access(_, Access::Populate)))
+        })
     }
 
     /// Lets the pager of an address space take one step.
@@ -48,6 +55,9 @@ impl World<'_> {
             return;
         }
         if self.spaces[s].gone {
+            while let Some(message) = self.spaces[s].pager.stash.pop_front() {
+                self.message(s, message);
+            }
             self.spaces[s].pager.space.dissolve();
             self.effects(s);
             self.spaces[s].pager.done = true;
@@ -85,10 +95,8 @@ impl World<'_> {
     }
 
     fn read(&mut self, s: usize) {
-        let message = match self.spaces[s].pager.stash.pop() {
-            Some(fault) => Some(Message::Fault(fault)),
-            None => self.read_message(s),
-        };
+        let stashed = self.spaces[s].pager.stash.pop_front();
+        let message = stashed.or_else(|| self.read_message(s));
         match message {
             None => {
                 if self.spaces[s].pager.space.window_open() {
@@ -409,30 +417,49 @@ impl World<'_> {
             self.stats.evicted += taken.len() as u64;
             let moved: Vec<_> =
                 taken.into_iter().map(|(p, value)| (addr(p), self.slots.store(value))).collect();
-            let answer = Answer::Moved(moved, again);
+            let events = self.spaces[s].pager.stash.iter().any(|m| matches!(m, Message::Event(_)));
+            let answer = Answer::Moved(moved, again || events);
             note!(self, "P{s} pager: -> {}", reply(&answer));
             self.spaces[s].pager.space.answer(answer);
-        } else if self.agent_stands(s) {
-            self.answer_agent(s);
+        } else if self.spaces[s].pager.batch.halted || self.agent_stands(s) {
+            self.help(s);
         } else if let Some(message) = self.read_message(s) {
             // Only without the rule that nothing is read now.
             self.message(s, message);
         }
     }
 
-    /// The agent waits for a page: serves its fault, if that is what comes next.
-    fn answer_agent(&mut self, s: usize) {
-        match self.read_message(s) {
-            Some(Message::Fault(fault)) if self.threads[fault.thread].role == Role::Agent => {
-                self.install(s, fault.page, &[None]);
-            }
-            Some(Message::Fault(fault)) => self.spaces[s].pager.stash.push(fault),
-            Some(Message::Event(event)) => {
+    /// The agent may wait for a page: it is told to stop, then messages are read and kept until the batch is over
+    /// (`driver/port/batch.rs`).
+    fn help(&mut self, s: usize) {
+        self.spaces[s].pager.batch.halted = true;
+        if let Some(waits) = self.spaces[s].pager.batch.waits {
+            let arrived = |message: &Message| match message {
+                Message::Event(Event::Remap { to, len, .. }) => (*to..to + len).contains(&waits),
+                _ => false,
+            };
+            if self.spaces[s].pager.stash.iter().any(arrived) {
                 self.stats.stops += 1;
                 if self.setup.gated {
-                    self.fail(format!("P{s} is stopped: an agent stood still while {event:?} was under way"));
+                    self.fail(format!("P{s} is stopped: an mremap beside a batch, at {waits}"));
                 }
                 self.stopped = true;
+                return;
+            }
+            let (_, errno) = self.install(s, waits, &[None]);
+            if errno != EAGAIN {
+                self.wake(s, waits..waits + 1);
+                self.spaces[s].pager.batch.waits = None;
+            }
+        }
+        match self.read_message(s) {
+            Some(Message::Fault(fault)) if self.threads[fault.thread].role == Role::Agent => {
+                self.spaces[s].pager.batch.waits = Some(fault.page);
+            }
+            Some(message) => {
+                note!(self, "P{s} pager: keeps {message:?}");
+                self.stats.kept += 1;
+                self.spaces[s].pager.stash.push_back(message);
             }
             None => {}
         }

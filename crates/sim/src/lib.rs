@@ -48,7 +48,7 @@
 //! - Every fault is answered, every call returns, every process ends within a bounded number of steps.
 //! - With the gate nobody stops. Without it, or in a child that has no agent, the stops are those of two mremaps of one
 //!   window that touch and of what an mremap, of which nobody told, may have grown over; without it also that of an
-//!   agent that waits for a page which an mremap took away.
+//!   agent that waits for a page to which an mremap has moved something.
 //!
 //! Programs are free of data races: a page belongs to one thread, which gives it away only between its calls. What a
 //! fork finds of pages that another thread's call is changing at that moment is not checked.
@@ -117,6 +117,8 @@ pub struct Stats {
     pub lost: u64,
     /// Runs given up because an UNMAP was lost between a scan and its MOVE.
     pub holes: u64,
+    /// Messages read beside a batch, and kept until it was over.
+    pub kept: u64,
     /// Fail-stops.
     pub stops: u64,
 }
@@ -134,6 +136,7 @@ impl Stats {
         self.forks += other.forks;
         self.lost += other.lost;
         self.holes += other.holes;
+        self.kept += other.kept;
         self.stops += other.stops;
     }
 }

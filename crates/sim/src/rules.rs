@@ -9,6 +9,8 @@ pub struct Rules {
     pub proto: proto::Rules,
     /// The driver's: nothing is read while a Move is in flight.
     pub still: bool,
+    /// The agent's: it stops a batch where it is told to.
+    pub halt: bool,
     /// The agent's: what is in staging has moved, whatever MOVE says.
     pub staging_truth: bool,
     /// The gate's: mremaps are granted one at a time. Off: callers go on by themselves, and nobody stops.
@@ -17,7 +19,13 @@ pub struct Rules {
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { proto: proto::Rules::default(), still: true, staging_truth: true, one_mremap: true }
+        Self {
+            proto: proto::Rules::default(),
+            still: true,
+            halt: true,
+            staging_truth: true,
+            one_mremap: true,
+        }
     }
 }
 
@@ -76,6 +84,7 @@ rules! {
     "untold-growth", "what is mapped has not grown, though nobody would tell", proto.untold_growth;
     "one-mremap", "mremaps run as they come, and nobody stops", one_mremap, proto.touching_stop;
     "still-while-moving", "events are read while a Move is in flight", still;
+    "halt", "an agent that was told to stop goes on to move", halt;
     "staging-truth", "MOVE is believed", staging_truth;
     "guard", "guard pages leave slots behind", proto.guard;
     "wipe", "a child gets what should be wiped", proto.wipe;

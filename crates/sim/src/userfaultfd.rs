@@ -15,6 +15,7 @@ pub const EEXIST: i32 = 17;
 pub const EINVAL: i32 = 22;
 
 /// What a read() of the userfaultfd returns.
+#[derive(Clone, Debug)]
 pub enum Message {
     Fault(Pending),
     Event(Event),

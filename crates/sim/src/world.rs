@@ -13,6 +13,7 @@ use crate::memory::{Memory, Vma};
 use crate::oracle::{Expect, Slots};
 use crate::program::{Child, Op, Program};
 use crate::rng::Rng;
+use crate::userfaultfd::Message;
 use crate::{Failure, Setup, Stats};
 
 /// Address of the first page: the arena lies across two chunks of the page table.
@@ -106,7 +107,7 @@ pub struct Pager {
     /// A Move is in flight.
     pub moving: bool,
     pub batch: Batch,
-    pub stash: Vec<Pending>,
+    pub stash: VecDeque<Message>,
     pub called: VecDeque<(Ticket, i64)>,
     /// The thread whose agent waits until the address space was verified.
     pub greeting: Option<usize>,
@@ -123,6 +124,10 @@ pub struct Batch {
     pub taken: Vec<(usize, u64)>,
     pub again: bool,
     pub done: bool,
+    /// The agent was told to stop, and seen inside an madvise since.
+    pub halted: bool,
+    /// The page that the agent waits for.
+    pub waits: Option<usize>,
 }
 
 /// What a thread is.
@@ -343,7 +348,7 @@ impl<'a> World<'a> {
                 notes: VecDeque::new(),
                 moving: false,
                 batch: Batch::default(),
-                stash: Vec::new(),
+                stash: VecDeque::new(),
                 called: VecDeque::new(),
                 greeting: None,
                 throttled: false,

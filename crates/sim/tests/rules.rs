@@ -57,6 +57,7 @@ rules_that_bite! {
     register_drops_stale = "register-drops-stale";
     one_mremap = "one-mremap";
     still_while_moving = "still-while-moving";
+    halt = "halt";
     staging_truth = "staging-truth";
     guard = "guard";
     wipe = "wipe";

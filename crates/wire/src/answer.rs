@@ -28,7 +28,8 @@ pub enum Answer {
         /// Bit `i % 64` of word `i / 64`: page `i` of the batch is gone from the program, its bytes are in page
         /// `i` of the ring.
         moved: [u64; MOVED_WORDS],
-        /// The kernel said EAGAIN: a change of mappings is under way; the rest was not tried.
+        /// A change of mappings is under way, as the kernel said by EAGAIN or the pager by [`Command::Halt`](crate::Command::Halt);
+        /// the rest was not tried.
         again: bool,
         /// The first other error that kept a page from moving, or 0.
         first_errno: i32,

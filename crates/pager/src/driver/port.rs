@@ -2,8 +2,8 @@
 //!
 //! Owned by the server thread. Nothing here decides; the protocol does.
 
+use std::collections::VecDeque;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -12,17 +12,16 @@ use log::debug;
 use vswap_core::{PAGE_SIZE, Page, SlotId, Source};
 use vswap_sys::maps::{Kind, Maps};
 use vswap_sys::pagemap::{ENTRY_GUARD, Pagemap};
-use vswap_sys::poll::{Events, poll};
 use vswap_sys::uffd::{Message, Partial, RegisterMode, Uffd};
 use vswap_wire as wire;
 
-use super::answers::taken;
 use super::pins::Pins;
-use super::settle::sleeps_in_madvise;
 use super::shared::Shared;
 use super::tenant::{Agent, Tenant};
 use super::wiped::wiped_on_fork;
-use crate::proto::{Answer, BATCH_PAGES, Call, Command, MAX_WINDOW, Mapping, Stop};
+use crate::proto::{Answer, Call, Command, MAX_WINDOW, Mapping, Stop};
+
+mod batch;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Mappings smaller than this are left alone: the loader's, the C library's, guard-paged stacks of signal handlers.
@@ -31,9 +30,6 @@ const SMALL: u64 = 32 * PAGE;
 /// thread's control block, also of a thread that was made after we looked at the threads.
 const STACK_MAX: u64 = 256 << 20;
 const STACK_TOP: u64 = 4 * PAGE;
-/// An agent that needs longer for a batch waits for us: see [`Port::await_agent`].
-const PATIENCE: Duration = Duration::from_millis(50);
-const GIVE_UP: Duration = Duration::from_secs(10);
 
 /// What backed the first page of the last copy.
 pub type LastSource = Option<Source>;
@@ -46,10 +42,8 @@ pub struct Port {
     pub agent: Option<Agent>,
     pub beacon: u64,
     pub last_source: LastSource,
-    /// The page that the agent itself waits for.
-    agent_waits: Option<u64>,
-    /// Messages read while an agent waited for us; only faults, to be handed to the protocol afterwards.
-    pub stashed: Vec<Message>,
+    /// Messages read while an agent waited for us, to be handed to the protocol afterwards, in this order.
+    pub stashed: VecDeque<Message>,
     /// The program has used MADV_WIPEONFORK.
     pub may_wipe: bool,
     /// The top of the mapping that was asked for last, if a guard below it says that it may be a stack.
@@ -63,9 +57,6 @@ pub struct Port {
     sources: Vec<Result<Source, vswap_core::LoadFailure>>,
     evictable: bool,
 }
-
-/// With more address spaces than these a ring does not keep its memory until the next batch.
-const RINGS: usize = 8;
 
 /// How long the kernel may refuse to install a page (for want of memory) before the tree is ended.
 const REFUSED_AT_MOST: Duration = Duration::from_secs(10);
@@ -83,8 +74,7 @@ impl Port {
             agent: None,
             beacon,
             last_source: None,
-            agent_waits: None,
-            stashed: Vec::new(),
+            stashed: VecDeque::new(),
             may_wipe: false,
             stack_top: None,
             maps: None,
@@ -324,147 +314,6 @@ impl Port {
         agent.conn.send(command.encode(&mut wire::buffer()), &[]).is_ok()
     }
 
-    /// Moves pages into the agent's staging area and from there into slots.
-    fn take_out(&mut self, runs: &[Range<u64>]) -> Answer {
-        let nothing = Answer::Moved(Vec::new(), false);
-        if self.shared.space.free_frames() < BATCH_PAGES as usize {
-            self.shared.call_worker();
-            let written = self.shared.space.write_out(BATCH_PAGES as usize);
-            if self.shared.space.free_frames() < BATCH_PAGES as usize {
-                self.shared.stuck.store(written.stuck.is_some(), Relaxed);
-                return nothing;
-            }
-        }
-        let list: Vec<_> = runs
-            .iter()
-            .map(|run| wire::Run { address: run.start, pages: ((run.end - run.start) / PAGE) as u32 })
-            .collect();
-        let Ok(batch) = wire::Runs::new(&list) else { return nothing };
-        let pages: u64 = batch.pages() as u64;
-        let mut slots = Vec::with_capacity(pages as usize);
-        if self.shared.space.alloc_n(self.shared.group, pages as usize, &mut slots).is_err() {
-            self.shared.warn("no memory for slots: pages stay resident".into());
-            return nothing;
-        }
-        let (moved, again) = if self.send(&wire::Command::Evict { runs: batch }) {
-            self.tenant.watch.awaits_agent(self.shared.now_ns());
-            let answer = self.await_agent();
-            self.tenant.watch.awaits_agent(0);
-            answer
-        } else {
-            self.agent = None;
-            ([0; wire::MOVED_WORDS], false)
-        };
-        match self.keep(&list, slots, moved) {
-            Ok(pages) => Answer::Moved(pages, again),
-            Err(lost) => lost,
-        }
-    }
-
-    /// Stores what the agent took out and gives back the slots that were not needed.
-    fn keep(
-        &mut self,
-        runs: &[wire::Run],
-        slots: Vec<SlotId>,
-        moved: [u64; wire::MOVED_WORDS],
-    ) -> Result<Vec<(u64, SlotId)>, Answer> {
-        let Some(agent) = &self.agent else {
-            self.shared.space.free_n(&slots);
-            return Ok(Vec::new());
-        };
-        let Some(taken) = taken(runs, &moved) else {
-            // No honest agent says that: nothing more is believed.
-            self.agent = None;
-            self.shared.space.free_n(&slots);
-            return Ok(Vec::new());
-        };
-        let (used, unused) = slots.split_at(taken.len());
-        self.shared.space.free_n(unused);
-        // Copied once: the target may write to the ring at any time.
-        let mut buffer = self.shared.buffers.lend(taken.len());
-        let bytes = &mut buffer[..taken.len()];
-        for (page, &(_, index)) in bytes.iter_mut().zip(&taken) {
-            agent.ring.copy_page_out(index, page);
-        }
-        if let Some((_, last)) = taken.last() {
-            self.tenant.ring_pages.fetch_max(*last as u64 + 1, Relaxed);
-        }
-        let pages: Vec<_> = used.iter().copied().zip(bytes.iter()).collect();
-        let cached = self.shared.space.cache_many(&pages);
-        if cached < pages.len() {
-            let mut stored = Vec::new();
-            self.shared.space.store_many(&pages[cached..], &mut stored);
-            let failed = stored
-                .iter()
-                .zip(&taken[cached..])
-                .find_map(|(stored, &(addr, _))| stored.as_ref().err().map(|failure| (addr, failure)));
-            if let Some((addr, failure)) = failed {
-                let why = format!("the page at {addr:#x} was evicted and finds no place: {failure}");
-                return Err(Answer::Lost(addr, why));
-            }
-        }
-        self.shared.buffers.take_back(buffer);
-        if self.shared.tenants.lock().len() > RINGS {
-            self.empty_ring();
-        }
-        let count = taken.len() as u64;
-        let (pid, tried) = (self.tenant.pid.load(Relaxed), slots.len());
-        debug!(target: "evict", "process {pid}: {count} of {tried} pages, {cached} of them cached");
-        self.shared.meters.evictions.fetch_add(count, Relaxed);
-        self.tenant.evictions.fetch_add(count, Relaxed);
-        Ok(taken.iter().map(|&(addr, _)| addr).zip(used.iter().copied()).collect())
-    }
-
-    /// Gives the memory of the agent's ring back.
-    pub fn empty_ring(&self) {
-        let used = self.tenant.ring_pages.swap(0, Relaxed) as usize;
-        if let Some(agent) = &self.agent {
-            // If it fails the pages stay, and are counted again with the next batch.
-            let _ = agent.ring.punch(0..used);
-        }
-    }
-
-    /// Waits for the agent's answer. Nothing is read from the descriptor meanwhile: what moved is then known to have
-    /// moved before every change whose event is still unread. Only an agent that itself waits for a page (it vanished
-    /// between the scan and the agent's attempt to un-share it) makes us read.
-    fn await_agent(&mut self) -> ([u64; wire::MOVED_WORDS], bool) {
-        let nothing = ([0; wire::MOVED_WORDS], false);
-        let began = Instant::now();
-        let mut buffer = wire::buffer();
-        loop {
-            let Some(agent) = &self.agent else { return nothing };
-            match poll(&[(agent.conn.as_fd(), Events::IN)], Some(PATIENCE)) {
-                Ok(ready) if ready.first().is_some_and(|events| !events.is_empty()) => {}
-                _ => {
-                    if began.elapsed() > GIVE_UP && !self.alive() {
-                        self.agent = None;
-                        return nothing;
-                    }
-                    self.answer_agent();
-                    continue;
-                }
-            }
-            let received = agent.conn.recv(&mut buffer);
-            match received.map(|(length, _)| wire::Answer::decode(&buffer[..length])) {
-                Ok(Ok(wire::Answer::Started { tid })) if agent.tid == 0 => self.started(tid),
-                Ok(Ok(wire::Answer::Evicted { moved, again, emptied, .. })) => {
-                    self.evictable &= emptied;
-                    return (moved, again);
-                }
-                Ok(_) => {
-                    // The end of the agent, and with it of the address space; or nonsense, which ends it as well.
-                    self.agent = None;
-                    return nothing;
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(_) => {
-                    self.agent = None;
-                    return nothing;
-                }
-            }
-        }
-    }
-
     /// The agent has said which thread it is.
     pub fn started(&mut self, tid: u32) {
         if let Some(agent) = &mut self.agent {
@@ -480,38 +329,6 @@ impl Port {
     /// Whether the address space still exists.
     pub fn alive(&self) -> bool {
         self.uffd.write_protect(self.beacon..self.beacon + PAGE, false, true) != Err(libc::ESRCH)
-    }
-
-    /// Serves the agent's own fault, if that is what it waits for.
-    fn answer_agent(&mut self) {
-        if let Some(addr) = self.agent_waits {
-            match self.uffd.zeropage(addr..addr + PAGE, false) {
-                Err(Partial { errno: libc::EAGAIN, .. }) => return,
-                // Unmapped, or there again: it has to look itself.
-                Err(_) => drop(self.uffd.wake(addr..addr + PAGE)),
-                Ok(_) => {}
-            }
-            self.agent_waits = None;
-            return;
-        }
-        // A stopped or a busy machine makes an agent late, too; then nothing may be read.
-        let agent_tid = self.agent_tid();
-        if !sleeps_in_madvise(self.tenant.pid.load(Relaxed), agent_tid) {
-            return;
-        }
-        match self.uffd.read_message() {
-            Ok(Some(Message::Fault { addr, tid, .. })) if tid == agent_tid => {
-                self.agent_waits = Some(addr & !(PAGE - 1));
-                self.answer_agent();
-            }
-            Ok(Some(fault @ Message::Fault { .. })) => self.stashed.push(fault),
-            Ok(Some(event)) => {
-                self.shared.meters.fail_stops.fetch_add(1, Relaxed);
-                self.shared.fail(format!("an agent stood still while {event:?} was under way"));
-                self.agent = None;
-            }
-            _ => {}
-        }
     }
 }
 

@@ -182,7 +182,7 @@ impl Server {
     /// A bounded number of faults and events.
     fn read(&mut self) {
         for _ in 0..MESSAGES {
-            let message = match self.port.stashed.pop() {
+            let message = match self.port.stashed.pop_front() {
                 Some(message) => Ok(Some(message)),
                 None => self.port.uffd.read_message(),
             };
@@ -419,6 +419,10 @@ impl Server {
     }
 
     fn gone(&mut self) {
+        // A child may have been forked before the end, and must be served.
+        while let Some(message) = self.port.stashed.pop_front() {
+            self.message(message);
+        }
         self.space.dissolve();
         self.effects();
     }

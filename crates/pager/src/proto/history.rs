@@ -131,9 +131,15 @@ impl History {
 
     /// Pages that left, in ascending order.
     pub(super) fn note_evicted(&mut self, addrs: impl Iterator<Item = u64>) {
+        let mut run = 0..0;
         for addr in addrs {
-            self.note(What::Out, &(addr..addr + PAGE));
+            if run.end != addr {
+                self.note(What::Out, &run);
+                run.start = addr;
+            }
+            run.end = addr + PAGE;
         }
+        self.note(What::Out, &run);
     }
 
     /// What is remembered of a range, the last at the end, in words that go on a sentence.

@@ -175,7 +175,7 @@ impl AddressSpace {
                 self.stop_at_present(addr);
                 None
             }
-            (Step::Move(_), Answer::Moved(pages, changing)) => {
+            (Step::Move(runs), Answer::Moved(pages, changing)) => {
                 sweep.evict = sweep.evict.saturating_sub(pages.len() as u64);
                 self.history.note_evicted(pages.iter().map(|&(addr, _)| addr));
                 for (addr, slot) in pages {
@@ -186,6 +186,8 @@ impl AddressSpace {
                     }
                 }
                 if changing {
+                    // What was not taken is looked at first, the next time: it may have been un-shared already.
+                    self.evict_hand = runs.first().map_or(self.evict_hand, |run| run.start);
                     self.open();
                     return None;
                 }

@@ -33,10 +33,15 @@ impl Holder {
 
     /// With options of `vswap run`.
     pub(crate) fn with(options: &[&str], program: &str) -> Self {
+        Self::in_environment(&[], options, program)
+    }
+
+    /// And with variables.
+    pub(crate) fn in_environment(variables: &[(&str, &str)], options: &[&str], program: &str) -> Self {
         let dir = Scratch::new();
         let mut command = vswap();
         command.env("XDG_RUNTIME_DIR", dir.path()).args(["run", "-m", "512M"]).args(options);
-        command.args(["--", "python3", "-c", program]);
+        command.args(["--", "python3", "-c", program]).envs(variables.iter().copied());
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();

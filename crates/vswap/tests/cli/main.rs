@@ -8,6 +8,7 @@ mod control;
 mod corruption;
 mod fix;
 mod full;
+mod halt;
 mod harness;
 mod holder;
 mod hostile;

@@ -44,7 +44,7 @@ impl Server {
             self.quiet_tries = 0;
             self.freezer.quiet();
             let evicts = self.tenant.wanted.load(Relaxed) > 0 && self.port.can_evict();
-            if evicts || !self.forking.is_empty() {
+            if evicts || !self.forking.is_empty() || !self.port.stashed.is_empty() {
                 Some(Duration::ZERO)
             } else if self.space.held_faults() > 0 {
                 Some(Duration::from_millis(2))
