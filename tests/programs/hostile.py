@@ -233,6 +233,39 @@ def hostage():
     del stream
 
 
+def deserter():
+    """Its agent leaves in the middle of a call that it was asked to execute: that call fails, and later ones are made without."""
+    stream, (waits, begins) = connect(), os.pipe()
+    stream.settimeout(None)
+    if os.fork() == 0:
+        # Another process: it must not wait for a page itself.
+        os.read(waits, 1)
+        while stream.recv(4096)[0] != 0x12:
+            send(stream, evicted())
+        os._exit(0)
+    send(stream, greeting(), [userfaultfd(), ring()])
+    assert struct.unpack("<III", stream.recv(64))[1] == 1, "not welcome"
+    send(stream, started())
+    os.write(begins, b"x")
+    stream.close()
+    memory, area, results = fat(), anonymous(64), []
+    ctypes.memset(area, 1, 64 * PAGE)
+    subprocess.run([sys.argv[2], "reclaim", "1M", "--pid", str(os.getpid())], stdout=subprocess.DEVNULL)
+
+    def call():
+        results.append(libc.mremap(area, 64 * PAGE, 64 * PAGE, 1))
+        # What is touched for the first time again is a page that it waits for.
+        libc.madvise(ctypes.c_size_t(area), ctypes.c_size_t(64 * PAGE), 4)
+        libc.memset(ctypes.c_size_t(area), 2, ctypes.c_size_t(64 * PAGE))
+        results.append(0)
+
+    for _ in range(2):
+        thread = threading.Thread(target=call, daemon=True)
+        thread.start()
+        thread.join(8)
+    os._exit(0 if len(results) == 4 and memory else 6)
+
+
 # The tree.
 
 
@@ -261,9 +294,9 @@ def mover():
 
 def start(name, **more):
     environment = dict(os.environ)
-    if name in ("silent", "deaf", "liar", "hostage"):
+    if name in ("silent", "deaf", "liar", "hostage", "deserter"):
         del environment["LD_PRELOAD"]  # it is its own agent
-    return subprocess.Popen([sys.executable, __file__, name], env=environment, **more)
+    return subprocess.Popen([sys.executable, __file__, name, *sys.argv[2:]], env=environment, **more)
 
 
 def tree():
@@ -292,6 +325,7 @@ def gate():
     hostages = start("hostage", stdout=subprocess.PIPE)
     assert hostages.stdout.read(6) == b"ready\n"
     assert [mover.wait() for mover in [start("mover") for _ in range(3)]] == [0, 0, 0]
+    assert start("deserter").wait() == 0, "who leaves in the middle of a call waits for ever"
     hostages.kill()
     hostages.wait()
     print("right")

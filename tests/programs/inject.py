@@ -2,6 +2,9 @@
 """Makes system calls of the pager or of an agent fail, one a round, and looks at what becomes of the program.
 
     inject.py --vswap PATH --limit SIZE [--rounds N] [--seed N] [--only KIND] [--pool-max SIZE] -- CMD…
+    inject.py --every … the same, in place of random rounds: each system call that the pager and an agent are seen to
+              make, with each of its errors and with SIGKILL, the first time, a middle time and a random one
+              (--from N goes on at a round, --seconds N ends after so long)
 
 CMD runs once without vswap; what it prints is what is right. Then each round runs it under vswap and does one thing
 of a kind to it while it runs:
@@ -9,6 +12,7 @@ of a kind to it while it runs:
     pager      one system call of the pager fails, or all of that name from then on (strace -e inject)
     agent      the same inside an agent's thread
     memory     the pager gets no more address space (RLIMIT_AS)
+    alloc      one allocation of the pager fails, or all from there on (failalloc.c, preloaded)
     files      the pager gets no more descriptors (RLIMIT_NOFILE)
     pause      the pager, or every process of the tree, is stopped for a moment
 
@@ -65,15 +69,22 @@ AGENT = {
     "sendto": ["ENOBUFS", "EPIPE"],
     "mremap": ["ENOMEM"],
 }
-KINDS = ["pager", "agent", "memory", "files", "pause"]
+KINDS = ["pager", "agent", "memory", "alloc", "files", "pause"]
 TIMEOUT = 240
 
 
+# For calls that are in neither table.
+OTHERS = ["ENOMEM", "EINTR"]
+# To make these fail is not to be expected of a kernel, or stops no call.
+NEVER = {"exit", "exit_group", "rt_sigreturn", "restart_syscall", "sched_yield", "getpid", "gettid", "execve"}
+
+
 def strace(tid, call, error, when):
-    """A tracer that makes calls of one thread (a pager: of all its threads) fail."""
+    """A tracer that makes calls of one thread (a pager: of all its threads) fail, or end in a signal."""
     follow = ["-f"] if call[0] == "pager" else []
+    what = "signal" if error.startswith("SIG") else "error"
     command = ["strace", "-qq", *follow, "-o", "/dev/null", "-p", str(tid), "-e", "trace=" + call[1],
-               "-e", "inject=%s:error=%s:when=%s" % (call[1], error, when)]
+               "-e", "inject=%s:%s=%s:when=%s" % (call[1], what, error, when)]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -94,8 +105,64 @@ def agents(root):
     return found
 
 
+def failing_allocator(directory):
+    """The library that makes allocations fail, built."""
+    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "failalloc.c")
+    library = os.path.join(directory, "failalloc.so")
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
+
+
+def survey(args):
+    """How often the pager and one agent make each system call while CMD runs: (kind, call) -> times."""
+    command = [args.vswap, "run", "-m", args.limit, "--quiet"]
+    command += ["--pool-max", args.pool_max] if args.pool_max else []
+    seen = {}
+    for kind in ("pager", "agent"):
+        with tempfile.NamedTemporaryFile("r") as out:
+            process = subprocess.Popen(command + ["--"] + args.command, stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.DEVNULL, start_new_session=True)
+            pager = wait_for_victim(process, "vswap-pager")[0]
+            deadline = time.monotonic() + 10
+            while kind == "agent" and not agents(process.pid) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            target = pager if kind == "pager" else agents(process.pid)[0]
+            follow = ["-f"] if kind == "pager" else []
+            tracer = subprocess.Popen(["strace", "-qq", "-c", *follow, "-o", out.name, "-p", str(target)],
+                                      stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process.wait(4 * TIMEOUT)
+            tracer.wait(TIMEOUT)
+            for line in out.read().splitlines():
+                words = line.split()
+                if len(words) >= 5 and words[0].replace(".", "").isdigit() and words[-1] not in ("total", *NEVER):
+                    seen[kind, words[-1]] = int(words[3])
+    return seen
+
+
+def every(args):
+    """All rounds of --every: (kind, call, error, when)."""
+    rounds = []
+    for (kind, call), times in sorted(survey(args).items()):
+        rng = random.Random("%d %s %s" % (args.seed, kind, call))
+        table = PAGER if kind == "pager" else AGENT
+        whens = sorted({1, max(1, times // 2), rng.randint(1, max(1, times))})
+        for error in [*table.get(call, OTHERS), "SIGKILL"]:
+            rounds += [(kind, call, error, str(when)) for when in whens]
+    return rounds
+
+
 def disturb(rng, kind, pager, root):
     """Does it; returns what was done, and a tracer to be waited for."""
+    if isinstance(kind, tuple):
+        kind, call, error, when = kind
+        deadline = time.monotonic() + 10
+        targets = [pager] if kind == "pager" else agents(root)
+        while not targets and time.monotonic() < deadline:
+            time.sleep(0.01)
+            targets = agents(root)
+        if not targets:
+            return "no agent yet", None
+        return "%s %s %s when=%s" % (kind, call, error, when), strace(targets[0], (kind, call), error, when)
     if kind in ("pager", "agent"):
         table = PAGER if kind == "pager" else AGENT
         call = rng.choice(sorted(table))
@@ -126,18 +193,24 @@ def disturb(rng, kind, pager, root):
     return "%d processes stopped for a moment" % len(victims), None
 
 
-def one_round(args, rng, number, right, tally):
-    kind = args.only or rng.choice(KINDS)
+def one_round(args, rng, number, right, tally, kind=None):
+    kind = kind or args.only or rng.choice(KINDS)
+    name = "/".join(kind[:2]) if isinstance(kind, tuple) else kind
+    environment, number_at = dict(os.environ), "%d%s" % (10 ** rng.uniform(0, 5), rng.choice(["", "+"]))
+    if kind == "alloc":
+        environment.update(LD_PRELOAD=args.failalloc, FAIL_ALLOC=number_at)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         command = [args.vswap, "run", "-m", args.limit, "--quiet"]
         command += ["--pool-max", args.pool_max] if args.pool_max else []
         process = subprocess.Popen(command + ["--"] + args.command, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                                   start_new_session=True)
+                                   start_new_session=True, env=environment)
         victim = wait_for_victim(process, "vswap-pager")
         tracer = None
         done = "it ended too early"
-        if victim:
-            time.sleep(rng.uniform(0, args.after))
+        if kind == "alloc":
+            done = "pager: allocation %s fails" % number_at
+        elif victim:
+            time.sleep(0 if isinstance(kind, tuple) else rng.uniform(0, args.after))
             try:
                 done, tracer = disturb(rng, kind, victim[0], process.pid)
             except (ProcessLookupError, FileNotFoundError):
@@ -176,7 +249,7 @@ def one_round(args, rng, number, right, tally):
         elif status not in (0, 125, 137, None):
             problem = problem or "status %s" % status
         outcome = {0: "right", 125: "ended by vswap", 137: "killed"}.get(status, "?")
-        tally[kind, outcome] += 1
+        tally[name, outcome] += 1
         print("round %d: %s: %s%s" % (number, done, outcome, "" if status != 125 else ": " + errors.strip().splitlines()[-1]), file=sys.stderr)
         return problem and "%s (%s); vswap said: %s" % (problem, done, errors.strip())
 
@@ -189,19 +262,30 @@ def main():
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", choices=KINDS)
+    parser.add_argument("--every", action="store_true")
+    parser.add_argument("--from", type=int, default=0, dest="first")
+    parser.add_argument("--seconds", type=float)
     parser.add_argument("--after", type=float, default=1.5, help="seconds at most before it happens")
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()
+    libraries = tempfile.TemporaryDirectory()
+    args.failalloc = failing_allocator(libraries.name)
     plain = subprocess.run(args.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True)
     tally = collections.Counter()
-    for number in range(args.rounds):
+    kinds = every(args) if args.every else [None] * args.rounds
+    print("%d rounds" % len(kinds), file=sys.stderr)
+    begun = time.monotonic()
+    for number, kind in list(enumerate(kinds))[args.first:]:
+        if args.seconds and time.monotonic() - begun > args.seconds:
+            print("out of time: go on with --from %d" % number, file=sys.stderr)
+            break
         rng = random.Random("%d %d" % (args.seed, number))
-        problem = one_round(args, rng, number, plain.stdout, tally)
+        problem = one_round(args, rng, number, plain.stdout, tally, kind)
         if problem:
             print("inject: WRONG round %d of seed %d: %s" % (number, args.seed, problem), file=sys.stderr)
             sys.exit(1)
     for (kind, outcome), count in sorted(tally.items()):
-        print("%-8s %-16s %d" % (kind, outcome, count))
+        print("%-24s %-16s %d" % (kind, outcome, count))
 
 
 if __name__ == "__main__":

@@ -221,8 +221,8 @@ pub(crate) static PROGRAMS: &[Program] = &[
     },
     Program {
         name: "inject",
-        what: "system calls of the pager and of agents fail, the pager gets no more memory: right, or a clear end",
-        needs: &[PYTHON, ("strace", "strace")],
+        what: "system calls and allocations of the pager and calls of agents fail: right, or a clear end",
+        needs: &[PYTHON, ("strace", "strace"), ("cc", "gcc")],
         words: |s| {
             let (rounds, mib) = (s.pick("120", "12"), s.pick("96", "64"));
             let mut all = python("inject.py", &["--rounds", rounds, "--pool-max", "8M", PREFIX])?;

@@ -10,21 +10,27 @@ use vswap_wire as wire;
 use super::tenant::Agent;
 
 /// An agent that is not gone by then is not waited for: the call fails as it does in any process with two threads.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub const PATIENCE: Duration = Duration::from_secs(1);
 const EVERY: Duration = Duration::from_micros(50);
 
 /// Has the agent of process `pid` end, if that leaves it with one thread. True if the agent was told to.
 pub fn retire(agent: &Agent, pid: u32) -> bool {
-    if threads(pid) != Some(2)
-        || agent.conn.send(wire::Command::Retire.encode(&mut wire::buffer()), &[]).is_err()
-    {
-        return false;
-    }
+    let told = tell(agent, pid);
     let end = Instant::now() + PATIENCE;
-    while threads(pid).is_some_and(|threads| threads > 1) && Instant::now() < end {
+    while told && !is_alone(pid) && Instant::now() < end {
         std::thread::sleep(EVERY);
     }
-    true
+    told
+}
+
+/// The same, without waiting for it.
+pub fn tell(agent: &Agent, pid: u32) -> bool {
+    threads(pid) == Some(2) && agent.conn.send(wire::Command::Retire.encode(&mut wire::buffer()), &[]).is_ok()
+}
+
+/// Whether a process has one thread, or is gone.
+pub fn is_alone(pid: u32) -> bool {
+    threads(pid).is_none_or(|threads| threads <= 1)
 }
 
 fn threads(pid: u32) -> Option<u32> {

@@ -3,13 +3,11 @@
 //! An mremap of an address space that has a server waits there for its grant. One that has none yet, because nothing
 //! of it was ever registered, is executed by its agent right away; until it has answered, no server can be started.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
 
-use vswap_sys::maps::Maps;
 use vswap_sys::poll::{Events, poll};
 use vswap_sys::process;
 use vswap_sys::seccomp::{Gate, GatedCall, Notification, Reply};
@@ -18,18 +16,19 @@ use vswap_wire as wire;
 
 use crate::proto::{Call, Mremap};
 
-use super::alone::retire;
-use super::door::token_in;
+use super::alone;
 use super::forks::{Stopped, copied_by};
 use super::port::wire_call;
 use super::shared::Shared;
 use super::tenant::{Equipment, Note, Tenant};
 
+mod late;
+
+use late::{For, LOOK_AGAIN, Waiting, Whose};
+
 /// MADV_GUARD_INSTALL.
 pub const GUARD_INSTALL: u64 = 102;
 const CACHED_THREADS: usize = 1024;
-/// How long is waited for the server of a caller that has the beacon of a process we know.
-const UNSEEN: Duration = Duration::from_secs(1);
 
 pub struct GateKeeper {
     shared: Arc<Shared>,
@@ -37,6 +36,7 @@ pub struct GateKeeper {
     /// The process of a thread.
     threads: HashMap<u32, u32>,
     errands: Vec<Errand>,
+    waiting: Vec<Waiting>,
 }
 
 /// A call that the agent of an idle address space executes. Its equipment is here meanwhile, not with the address space: so
@@ -52,7 +52,7 @@ struct Errand {
 
 impl GateKeeper {
     pub fn new(shared: Arc<Shared>, gate: Arc<Gate>) -> Self {
-        Self { shared, gate, threads: HashMap::new(), errands: Vec::new() }
+        Self { shared, gate, threads: HashMap::new(), errands: Vec::new(), waiting: Vec::new() }
     }
 
     pub fn run(mut self) {
@@ -72,18 +72,20 @@ impl GateKeeper {
 
     /// Waits for a call and sees to errands; whether there is a call.
     fn look(&mut self) -> bool {
-        if self.errands.is_empty() {
+        if self.errands.is_empty() && self.waiting.is_empty() {
             return true; // receiving waits by itself, for one system call less
         }
+        let soon = (!self.waiting.is_empty()).then_some(LOOK_AGAIN);
         let mut wanted = vec![(self.gate.as_fd(), Events::IN)];
         wanted.extend(self.errands.iter().map(|errand| (errand.conn.as_fd(), Events::IN)));
         let ready: Vec<bool> =
-            poll(&wanted, None).unwrap_or_default().iter().map(|events| !events.is_empty()).collect();
+            poll(&wanted, soon).unwrap_or_default().iter().map(|events| !events.is_empty()).collect();
         drop(wanted);
         for index in (1..ready.len()).rev().filter(|&index| ready[index]) {
             let errand = self.errands.swap_remove(index - 1);
             self.hear(errand);
         }
+        self.look_again();
         ready.first().copied().unwrap_or(false)
     }
 
@@ -98,9 +100,15 @@ impl GateKeeper {
         if changes_nothing(&call) {
             return self.reply(&call, Reply::Continue);
         }
-        let Some(tenant) = self.tenant_of(call.tid) else {
-            return self.reply(&call, Reply::Continue);
-        };
+        match self.tenant_of(call.tid) {
+            Whose::Of(tenant) => self.hand_over(tenant, call),
+            Whose::Nobodys => self.reply(&call, Reply::Continue),
+            Whose::NotSeenYet => self.waiting.push(Waiting::new(call, For::Server)),
+        }
+    }
+
+    /// The call of a known address space.
+    fn hand_over(&mut self, tenant: Arc<Tenant>, call: Notification) {
         let mut idle = tenant.idle.lock();
         if let Some(equipment) = idle.take() {
             drop(idle);
@@ -166,12 +174,15 @@ impl GateKeeper {
 
     /// The agent leaves before its process enters a user namespace.
     fn pass_alone(&mut self, call: Notification) {
-        if let Some(tenant) = self.tenant_of(call.tid) {
+        if let Whose::Of(tenant) = self.tenant_of(call.tid) {
             let idle = tenant.idle.lock();
             let errand = self.errands.iter().find(|errand| errand.tenant.id == tenant.id);
             match idle.as_ref().or(errand.map(|errand| &errand.equipment)) {
                 Some(Equipment { agent: Some(agent), .. }) => {
-                    retire(agent, tenant.pid.load(Relaxed));
+                    let pid = tenant.pid.load(Relaxed);
+                    if alone::tell(agent, pid) {
+                        return self.waiting.push(Waiting::new(call, For::End(pid)));
+                    }
                 }
                 None if tenant.active.load(Relaxed) => return tenant.tell(Note::Alone(call)),
                 Some(_) | None => {}
@@ -224,43 +235,6 @@ impl GateKeeper {
         }
         self.threads.insert(tid, tgid);
         Ok(tgid)
-    }
-
-    /// The address space that a thread runs in.
-    fn tenant_of(&mut self, tid: u32) -> Option<Arc<Tenant>> {
-        let tgid = self.process_of(tid).ok()?;
-        // After an exec the one before may still be there.
-        let known = self
-            .shared
-            .tenants
-            .lock()
-            .values()
-            .filter(|tenant| tenant.pid.load(Relaxed) == tgid)
-            .max_by_key(|tenant| tenant.id)
-            .cloned();
-        known.or_else(|| self.unseen(tgid))
-    }
-
-    /// A forked child that has not said a word yet: it has its parent's beacon, and the token there tells which child it
-    /// is. The server has put it there, or is about to.
-    fn unseen(&self, tgid: u32) -> Option<Arc<Tenant>> {
-        let begun = Instant::now();
-        let mut maps = Maps::open(tgid).ok()?;
-        let mut has = |beacon: u64| {
-            let found = maps.next_at_or_after(beacon);
-            beacon != 0 && found.is_ok_and(|found| found.is_some_and(|mapping| mapping.range.start == beacon))
-        };
-        while begun.elapsed() < UNSEEN {
-            let tenants = self.shared.all_tenants();
-            let beacons: HashSet<u64> = tenants.iter().map(|tenant| tenant.beacon.load(Relaxed)).collect();
-            let beacon = beacons.into_iter().find(|&beacon| has(beacon))?;
-            let token = token_in(tgid, beacon).filter(|&token| token != 0);
-            if let Some(found) = tenants.into_iter().find(|tenant| Some(tenant.token) == token) {
-                return Some(found);
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        None
     }
 }
 

@@ -50,6 +50,23 @@ fn parse_statm(text: &str) -> Option<Rss> {
     Some(Rss { anon_pages: resident.saturating_sub(shared), file_shmem_pages: shared, vm_pages: size })
 }
 
+/// Whether two processes have one address space: one is a child of the other between vfork and exec, say.
+///
+/// # Errors
+///
+/// `ESRCH`; `EPERM` without ptrace permission over both; `ENOSYS` from a kernel or a container without the call.
+pub fn share_memory(one: u32, other: u32) -> io::Result<bool> {
+    const KCMP_VM: libc::c_long = 1;
+    // SAFETY: two process ids and a constant; no memory is touched.
+    match unsafe {
+        libc::syscall(libc::SYS_kcmp, libc::c_long::from(one), libc::c_long::from(other), KCMP_VM, 0, 0)
+    } {
+        0 => Ok(true),
+        order if order > 0 => Ok(false),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Anonymous memory of process `pid` in bytes, each page divided by the number of processes that map it. Walks all
 /// its page tables: tens of milliseconds for a large process.
 ///

@@ -15,7 +15,7 @@ mod wait;
 
 pub use fork::{fork_sharing_files, fork_with, set_child_subreaper, set_parent_death_signal};
 pub use hold::hold_while_this_thread_lives;
-pub use memory::{MemFile, Rss, Status, pss_anon, start_of_stack, status};
+pub use memory::{MemFile, Rss, Status, pss_anon, share_memory, start_of_stack, status};
 pub use spawn::{Program, SpawnError, Step, raise_open_files_limit, spawn};
 pub use thread::{
     Doing, ThreadFile, allowed_cpus, clear_affinity, cpu_of_thread, current_cpu, doing, robust_list_head,

@@ -6,8 +6,10 @@
 mod container;
 mod control;
 mod corruption;
+mod deaths;
 mod fix;
 mod full;
+mod gate;
 mod halt;
 mod harness;
 mod holder;

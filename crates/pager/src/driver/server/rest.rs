@@ -11,6 +11,7 @@ use vswap_wire as wire;
 
 use super::super::answers::plausible;
 use super::Server;
+use crate::proto::Input;
 
 /// How often an address space without an agent is asked whether it still exists.
 const LIVENESS: Duration = Duration::from_millis(100);
@@ -114,6 +115,13 @@ impl Server {
         if !self.port.alive() {
             self.gone();
         } else {
+            if let Some((ticket, _)) = self.space.granted() {
+                // No honest agent leaves its process in the middle of a call; but the window must not stay open for it.
+                if let Some(call) = self.calls.remove(&ticket) {
+                    self.reply(call, Reply::Errno(libc::ENOMEM));
+                }
+                self.space.input(Input::Returned(ticket, -i64::from(libc::ENOMEM)));
+            }
             for (_, call) in self.calls.drain().collect::<Vec<_>>() {
                 self.reply(call, Reply::Continue);
             }

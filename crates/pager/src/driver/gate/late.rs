@@ -1,0 +1,106 @@
+//! Whose call it is at the gate, and calls that wait for what only time brings: looked at now and then, so that nobody else waits
+//! for them.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use vswap_sys::maps::Maps;
+use vswap_sys::process;
+use vswap_sys::seccomp::{Notification, Reply};
+
+use super::super::alone;
+use super::super::door::token_in;
+use super::super::tenant::Tenant;
+use super::GateKeeper;
+
+/// How often they are looked at.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// How long is waited for the server of a caller that has the beacon of a process we know.
+const UNSEEN: Duration = Duration::from_secs(1);
+
+/// What a call waits for.
+pub(super) enum For {
+    /// The server of its address space, which has not put the token in its beacon yet.
+    Server,
+    /// The end of the agent of this process.
+    End(u32),
+}
+
+/// A call that waits.
+pub(super) struct Waiting {
+    call: Notification,
+    what: For,
+    since: Instant,
+}
+
+impl Waiting {
+    pub(super) fn new(call: Notification, what: For) -> Self {
+        Self { call, what, since: Instant::now() }
+    }
+}
+
+/// Whose address space a caller runs in.
+pub(super) enum Whose {
+    Of(Arc<Tenant>),
+    /// It has the beacon of one that we know, and no token there yet.
+    NotSeenYet,
+    Nobodys,
+}
+
+impl GateKeeper {
+    /// Lets those go on for whom it is time.
+    pub(super) fn look_again(&mut self) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            let waited = waiting.since.elapsed();
+            match waiting.what {
+                For::End(pid) if alone::is_alone(pid) || waited >= alone::PATIENCE => {
+                    self.reply(&waiting.call, Reply::Continue);
+                }
+                For::End(_) => self.waiting.push(waiting),
+                For::Server => match self.tenant_of(waiting.call.tid) {
+                    Whose::Of(tenant) => self.hand_over(tenant, waiting.call),
+                    Whose::NotSeenYet if waited < UNSEEN => self.waiting.push(waiting),
+                    Whose::NotSeenYet | Whose::Nobodys => self.reply(&waiting.call, Reply::Continue),
+                },
+            }
+        }
+    }
+
+    /// The address space that a thread runs in.
+    pub(super) fn tenant_of(&mut self, tid: u32) -> Whose {
+        let Ok(tgid) = self.process_of(tid) else { return Whose::Nobodys };
+        // After an exec the one before may still be there.
+        let known = self
+            .shared
+            .tenants
+            .lock()
+            .values()
+            .filter(|tenant| tenant.pid.load(Relaxed) == tgid)
+            .max_by_key(|tenant| tenant.id)
+            .cloned();
+        known.map_or_else(|| self.unseen(tgid), Whose::Of)
+    }
+
+    /// That of a process which has not said a word. If it has the beacon of one that we know, it is a forked child, and the
+    /// token there tells which, once its server has put it there; or it shares that one's memory (between vfork and exec).
+    fn unseen(&self, tgid: u32) -> Whose {
+        let Ok(mut maps) = Maps::open(tgid) else { return Whose::Nobodys };
+        let mut has = |beacon: u64| {
+            let found = maps.next_at_or_after(beacon);
+            beacon != 0 && found.is_ok_and(|found| found.is_some_and(|mapping| mapping.range.start == beacon))
+        };
+        let tenants = self.shared.all_tenants();
+        let beacons: HashSet<u64> = tenants.iter().map(|tenant| tenant.beacon.load(Relaxed)).collect();
+        let Some(beacon) = beacons.into_iter().find(|&beacon| has(beacon)) else { return Whose::Nobodys };
+        let token = token_in(tgid, beacon).filter(|&token| token != 0);
+        let family = || tenants.iter().filter(|tenant| tenant.beacon.load(Relaxed) == beacon);
+        let by_token = || family().find(|tenant| Some(tenant.token) == token);
+        let by_memory = || {
+            let shares = |pid| pid != 0 && process::share_memory(tgid, pid).unwrap_or(false);
+            family().find(|tenant| shares(tenant.pid.load(Relaxed)))
+        };
+        by_token().or_else(by_memory).cloned().map_or(Whose::NotSeenYet, Whose::Of)
+    }
+}
