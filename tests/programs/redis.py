@@ -122,12 +122,11 @@ def session(client, mib):
     return len(keys)
 
 
-def main():
-    mib = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-    prefix = sys.argv[2:]
+def with_server(prefix, use):
+    """Starts a server, lets `use` have a client of it, and shuts it down."""
     server = shutil.which("redis-server")
     if not server:
-        sys.exit("redis.py: redis-server is not installed (package redis-server)")
+        sys.exit("redis-server is not installed (package redis-server)")
     directory = tempfile.mkdtemp(prefix="vswap-redis-")
     path = os.path.join(directory, "redis.sock")
     options = ["--port", "0", "--unixsocket", path, "--dir", directory, "--save", "", "--appendonly", "no",
@@ -148,12 +147,11 @@ def main():
                 if time.monotonic() > deadline:
                     wrong("redis-server does not answer after 30 s")
                 time.sleep(0.02)
-        count = session(client, mib)
+        use(client)
         client.sock.sendall(Client.encode("SHUTDOWN", "NOSAVE"))
         status = process.wait(60)
         if status != 0:
             wrong("redis-server ended with status %d" % status)
-        print("redis.py: %d keys ok" % count)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -162,6 +160,13 @@ def main():
             except subprocess.TimeoutExpired:
                 process.kill()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def main():
+    mib = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+    counts = []
+    with_server(sys.argv[2:], lambda client: counts.append(session(client, mib)))
+    print("redis.py: %d keys ok" % counts[0])
 
 
 if __name__ == "__main__":

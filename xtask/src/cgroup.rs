@@ -108,6 +108,14 @@ impl Group {
         field(&read(&self.memory, "memory.stat"), if self.unified { "anon" } else { "total_rss" })
     }
 
+    /// Major faults of everything that ever ran in the group.
+    pub(crate) fn major_faults(&self) -> u64 {
+        field(
+            &read(&self.memory, "memory.stat"),
+            if self.unified { "pgmajfault" } else { "total_pgmajfault" },
+        )
+    }
+
     /// Processor time of everything that ever ran in the group.
     pub(crate) fn cpu(&self) -> Cpu {
         let Some(dir) = &self.cpu else { return Cpu::default() };

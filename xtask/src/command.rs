@@ -63,6 +63,19 @@ impl Run {
     }
 }
 
+/// Runs a tool of the system; what it complained about is the error.
+pub(crate) fn quietly(program: &str, args: &[&str]) -> Result<(), String> {
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| format!("{program}: {e}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
+}
+
 /// The last lines of a file, indented, for a report.
 pub(crate) fn tail(path: &std::path::Path, lines: usize) -> String {
     let bytes = std::fs::read(path).unwrap_or_default();

@@ -22,6 +22,10 @@ pub(crate) enum Undo {
     Kill(u32),
     /// Kill what is in a control group, then remove it.
     Cgroup(PathBuf),
+    /// Remove a file.
+    File(PathBuf),
+    /// Put a setting of the kernel back: file and value.
+    Write(PathBuf, String),
     /// Take a swap device out of use.
     Swap(PathBuf),
     /// Reset a zram device, by name.
@@ -35,6 +39,8 @@ impl Undo {
         match self {
             Self::Kill(group) => format!("kill {group}"),
             Self::Cgroup(path) => format!("cgroup {}", path.display()),
+            Self::File(path) => format!("file {}", path.display()),
+            Self::Write(path, value) => format!("write {value} {}", path.display()),
             Self::Swap(path) => format!("swap {}", path.display()),
             Self::Zram(name) => format!("zram {name}"),
             Self::ZramDevice(number) => format!("zram-device {number}"),
@@ -46,6 +52,11 @@ impl Undo {
         Some(match kind {
             "kill" => Self::Kill(what.parse().ok()?),
             "cgroup" => Self::Cgroup(what.into()),
+            "file" => Self::File(what.into()),
+            "write" => {
+                let (value, path) = what.split_once(' ')?;
+                Self::Write(path.into(), value.to_owned())
+            }
             "swap" => Self::Swap(what.into()),
             "zram" => Self::Zram(what.to_owned()),
             "zram-device" => Self::ZramDevice(what.parse().ok()?),
@@ -69,6 +80,12 @@ impl Undo {
                     }
                     std::thread::sleep(Duration::from_millis(10));
                 }
+            }
+            Self::File(path) => {
+                let _ = fs::remove_file(path);
+            }
+            Self::Write(path, value) => {
+                let _ = fs::write(path, value);
             }
             Self::Swap(path) => quietly("swapoff", &[&path.to_string_lossy()]),
             Self::Zram(name) => {
@@ -173,6 +190,8 @@ mod tests {
             Undo::Kill(7),
             Undo::Cgroup("/a b".into()),
             Undo::Swap("/dev/zram0".into()),
+            Undo::File("/a b".into()),
+            Undo::Write("/sys/x".into(), "lzo".into()),
             Undo::Zram("zram1".into()),
             Undo::ZramDevice(3),
         ] {

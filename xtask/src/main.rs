@@ -25,6 +25,7 @@ mod summary;
 mod table;
 mod workspace;
 mod zram;
+mod zswap;
 
 use std::process::ExitCode;
 
@@ -40,8 +41,10 @@ usage: cargo xtask COMMAND [OPTIONS]
                              [--minutes N] [--vswap PATH] [--vswap-args \"ARGS\"]
   sim                        the pager's protocol under a simulated kernel, from seeds
                              [--seeds N] [--seed S] [--threads T] [--without RULE] [--ungated] [--minutes M]
-  bench                      vswap against the kernel's zram swap at equal total memory, and the micro-benchmarks
-                             [--json FILE] [--runs N] [--mib N] [--only zram|micro] [--vswap-args \"ARGS\"]
+  bench [NAME…]              programs alone, on the kernel's zram and zswap, and under vswap, at equal total memory;
+                             `micro`: the micro-benchmarks. Without names: all that --list names, which takes hours
+                             [--runs N] [--percent N] [--sides plain,zram,zswap,vswap] [--json FILE] [--html FILE]
+                             [--vswap PATH] [--vswap-args \"ARGS\"] [--list]
   sample [--limit SIZE] -- CMD…
                              runs CMD in a memory cgroup and reports its highest memory and the time over SIZE
 ";

@@ -38,6 +38,11 @@ pub(crate) fn run_all() -> Result<Value, String> {
     Ok(Value::Object(results))
 }
 
+/// The files of memory images, made now.
+pub(crate) fn images() -> Result<Vec<String>, String> {
+    page_images("vswap-tiers")
+}
+
 /// Memory images of real programs, made afresh: what compressors are compared on.
 fn page_images(package: &str) -> Result<Vec<String>, String> {
     let dir = workspace::scratch()?.join("pages");

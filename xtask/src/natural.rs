@@ -82,7 +82,7 @@ pub(crate) fn measure(
     let (outcome, peak) = match Group::new() {
         Ok(group) => {
             let run = file(build(&group.prefix()));
-            let outcome = sample::watch(&run, &group, 0, Duration::from_millis(5))?;
+            let outcome = sample::watch(&run, &group, 0, &|| 0)?;
             (outcome.0, outcome.1.peak)
         }
         Err(_) => without_group(&file(plain))?,

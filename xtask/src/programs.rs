@@ -9,8 +9,8 @@ use crate::natural::{self, Natural};
 use crate::table::Table;
 use crate::workspace;
 use check::Check;
-use list::{Compare, PREFIX};
-pub(crate) use list::{PROGRAMS, Program, Scale};
+use list::Compare;
+pub(crate) use list::{PREFIX, PROGRAMS, Program, Scale};
 use std::path::PathBuf;
 
 /// Where and how the programs are run.

@@ -24,17 +24,20 @@ pub(crate) struct Sampled {
     pub(crate) cpu: Cpu,
 }
 
-/// Runs a command whose words put it, or the part of it that matters, into the group, and samples the group each
-/// `interval`. `limit` 0: none.
+/// How often a run is looked at.
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// Runs a command whose words put it, or the part of it that matters, into the group, and samples the group and the
+/// memory that it is not charged for. `limit` 0: none.
 pub(crate) fn watch(
     run: &Run,
     group: &Group,
     limit: u64,
-    interval: Duration,
+    uncharged: &(dyn Fn() -> u64 + Sync),
 ) -> Result<(Outcome, Sampled), String> {
     let stop = AtomicBool::new(false);
     let (outcome, mut sampled) = std::thread::scope(|scope| {
-        let sampler = scope.spawn(|| sample(group, limit, interval, &stop));
+        let sampler = scope.spawn(|| sample(group, limit, uncharged, &stop));
         let outcome = run.run();
         // The pager may outlive the command by a moment; its processor time belongs to the run.
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -48,7 +51,7 @@ pub(crate) fn watch(
     Ok((outcome?, sampled))
 }
 
-fn sample(group: &Group, limit: u64, interval: Duration, stop: &AtomicBool) -> Sampled {
+fn sample(group: &Group, limit: u64, uncharged: &dyn Fn() -> u64, stop: &AtomicBool) -> Sampled {
     let mut seen = Sampled::default();
     let mut pager = None;
     let mut last = Instant::now();
@@ -59,7 +62,7 @@ fn sample(group: &Group, limit: u64, interval: Duration, stop: &AtomicBool) -> S
             pager = group.processes().into_iter().find(|pid| name(*pid) == "vswap-pager");
         }
         tick = tick.wrapping_add(1);
-        let total = group.anonymous() + pager.map_or(0, shared);
+        let total = group.anonymous() + pager.map_or(0, shared) + uncharged();
         let now = Instant::now();
         seen.peak = seen.peak.max(total);
         seen.samples += 1;
@@ -72,7 +75,7 @@ fn sample(group: &Group, limit: u64, interval: Duration, stop: &AtomicBool) -> S
             stretch = Duration::ZERO;
         }
         last = now;
-        std::thread::sleep(interval);
+        std::thread::sleep(INTERVAL);
     }
     seen
 }
@@ -107,7 +110,7 @@ pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
         timeout: Duration::from_secs(3600),
     };
     let (out, err) = (command.stdout.clone(), command.stderr.clone());
-    let (outcome, seen) = watch(&command, &group, limit, Duration::from_millis(10))?;
+    let (outcome, seen) = watch(&command, &group, limit, &|| 0)?;
     for (file, to_stdout) in [(out, true), (err, false)] {
         let text = String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned();
         if to_stdout {

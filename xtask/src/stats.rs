@@ -18,6 +18,12 @@ pub(crate) fn spread(values: &[f64]) -> Spread {
     Spread { median, min: sorted[0], max: sorted[sorted.len() - 1] }
 }
 
+/// Of at least one value, all above zero.
+pub(crate) fn geometric_mean(values: &[f64]) -> Option<f64> {
+    let logarithms: f64 = values.iter().map(|v| v.ln()).sum();
+    (!values.is_empty()).then(|| (logarithms / values.len() as f64).exp())
+}
+
 impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:.2} [{:.2}-{:.2}]", self.median, self.min, self.max)
@@ -32,5 +38,11 @@ mod tests {
     fn median_of_odd_and_even() {
         assert_eq!(spread(&[3.0, 1.0, 2.0]), Spread { median: 2.0, min: 1.0, max: 3.0 });
         assert_eq!(spread(&[4.0, 1.0]).median, 2.5);
+    }
+
+    #[test]
+    fn twice_and_half_cancel_out() {
+        assert!((geometric_mean(&[2.0, 0.5]).unwrap() - 1.0).abs() < 1e-9);
+        assert_eq!(geometric_mean(&[]), None);
     }
 }

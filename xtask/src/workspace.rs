@@ -86,6 +86,7 @@ fn compile(name: &str, sources: &[PathBuf], inputs: &[PathBuf]) -> Result<PathBu
         .args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
         .arg(&output)
         .args(sources)
+        .arg("-lm")
         .status()
         .map_err(|e| format!("cc: {e}"))?;
     if status.success() { Ok(output) } else { Err(format!("{name} does not compile")) }

@@ -2,10 +2,10 @@
 //!
 //! Needs root. A device that somebody else uses is left alone; then another one is added.
 
+use crate::command::quietly;
 use crate::janitor::{self, Guard, Undo};
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
 /// A zram device in use as swap, with the highest priority. Dropped: out of use, reset, removed if it was added.
 pub(crate) struct Zram {
@@ -27,18 +27,6 @@ fn read(name: &str, what: &str) -> String {
 fn write(name: &str, what: &str, value: &str) -> Result<(), String> {
     let path = attribute(name, what);
     fs::write(&path, value).map_err(|e| format!("writing {value} to {}: {e}", path.display()))
-}
-
-fn quietly(program: &str, args: &[&str]) -> Result<(), String> {
-    let output = Command::new(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| format!("{program}: {e}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(format!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
 }
 
 /// A device that is not set up, or a new one.
@@ -69,13 +57,12 @@ impl Zram {
         quietly("mkswap", &[&node])?;
         let swap = janitor::guard(Undo::Swap(node.clone().into()))?;
         quietly("swapon", &["-p", "32000", &node])?;
-        write(&name, "mem_used_max", "0")?;
         Ok(Self { name, _swap: swap, _reset: reset, _device: added })
     }
 
-    /// The most memory that the device has taken for compressed pages and its allocator, in bytes.
-    pub(crate) fn used_max(&self) -> u64 {
-        // mm_stat: original, compressed, used, limit, used at most, ...
-        read(&self.name, "mm_stat").split_whitespace().nth(4).and_then(|n| n.parse().ok()).unwrap_or(0)
+    /// The memory that the device takes now for compressed pages and its allocator, in bytes.
+    pub(crate) fn used(&self) -> u64 {
+        // mm_stat: original, compressed, used, ...
+        read(&self.name, "mm_stat").split_whitespace().nth(2).and_then(|n| n.parse().ok()).unwrap_or(0)
     }
 }
