@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use log::{debug, info};
 use parking_lot::Mutex;
 use vswap_core::PAGE_SIZE;
-use vswap_sys::process::{self, MemFile};
+use vswap_sys::process::{self, Family, MemFile};
 use vswap_sys::seccomp::Gate;
 
+use super::headroom::Headroom;
 use super::pace::Pace;
 use super::server::Server;
 use super::share::PoolShare;
@@ -25,7 +26,6 @@ use crate::proto::BATCH_PAGES;
 use crate::{Backing, Limit, Unpaged};
 
 const PAGE: u64 = PAGE_SIZE as u64;
-const MIB: u64 = 1 << 20;
 /// Pages of an agent's stack and state, in shared memory.
 const AGENT_PAGES: u64 = 4;
 /// Bytes a second that a program can allocate: sets how soon to look again.
@@ -93,8 +93,10 @@ pub struct Governor {
     limit: Limit,
     /// None without a tier below the pool. Where there is one, its being full is an error, not a choice of the user's.
     pool_share: Option<PoolShare>,
+    headroom: Headroom,
     peaks: Arc<Mutex<Peaks>>,
-    guardian: u32,
+    /// The guardian's.
+    family: Family,
     files: HashMap<u32, MemFile>,
     /// Resident and virtual bytes by process.
     sizes: HashMap<u32, (u64, u64)>,
@@ -130,8 +132,9 @@ impl Governor {
             gate,
             limit,
             pool_share,
+            headroom: Headroom::new(now),
             peaks,
-            guardian,
+            family: Family::of(guardian),
             files: HashMap::new(),
             sizes: HashMap::new(),
             own: MemFile::open(std::process::id())?,
@@ -168,7 +171,8 @@ impl Governor {
             debug!(target: "governor", "the limit is {} bytes, in use {total}", self.limit_now);
         }
         let limit = self.limit_now;
-        let headroom = headroom(limit);
+        let unbounded = usage.tree + self.shared.meters.evicted_now.load(Relaxed) * PAGE;
+        let headroom = self.headroom.look(Instant::now(), unbounded, limit);
         let room = limit as i64 - total as i64;
         self.shared.room.store(room - (headroom / 4) as i64, Relaxed);
         self.record(&tenants, &usage, limit);
@@ -305,8 +309,8 @@ impl Governor {
     /// All processes below the guardian but the pager; those without an agent are remembered for the summary.
     fn find_tree(&mut self, tenants: &[Arc<Tenant>]) {
         let pager = std::process::id();
-        let Ok(all) = process::descendants_of(self.guardian) else { return };
-        self.tree = all.into_iter().filter(|&pid| pid != pager).collect();
+        let Ok(all) = self.family.members() else { return };
+        self.tree = all.iter().copied().filter(|&pid| pid != pager).collect();
         let mut paged: HashSet<u32> = tenants.iter().map(|tenant| tenant.pid.load(Relaxed)).collect();
         paged.extend(self.shared.arriving.lock().iter());
         let before = std::mem::take(&mut self.unknown);
@@ -393,9 +397,4 @@ impl Governor {
 /// Whether the agent's file is mapped in a process, by its parent or by the loader.
 fn has_agent(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("/agent.so"))
-}
-
-/// What is kept free below the limit, so that allocations find room while pages are on their way out.
-pub fn headroom(limit: u64) -> u64 {
-    (limit / 32).clamp(2 * MIB, 64 * MIB)
 }

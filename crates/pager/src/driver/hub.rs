@@ -18,7 +18,7 @@ use vswap_wire as wire;
 use super::control::Control;
 use super::door::Door;
 use super::gate::GateKeeper;
-use super::governor::{Governor, Peaks, headroom};
+use super::governor::{Governor, Peaks};
 use super::share::PoolShare;
 use super::shared::Shared;
 use super::summary::summary;
@@ -98,7 +98,9 @@ impl Hub {
         let identity = session.identity;
         let limit = config.limit.bytes(0);
         let pool_limit = config.pool_max.unwrap_or(limit / 4 * 3);
-        let frames = ((headroom(limit) * 4 / PAGE) as usize).max(512);
+        // Many, so that a burst does not wait for the compressor; few of them in use for long: as memory of the program
+        // they are worth more.
+        let frames = ((limit / 32).clamp(2 << 20, 64 << 20) / PAGE) as usize;
         let mut tiers: Vec<Arc<dyn Tier>> = Vec::new();
         if let Some(spill) = &config.spill {
             tiers.push(Arc::new(FileTier::create(&spill.dir, spill.max)?));
@@ -136,7 +138,7 @@ impl Hub {
         thread("watchdog", Box::new(|| watchdog.run()))?;
         thread("control", Box::new(|| control.run()))?;
         let worker_shared = shared.clone();
-        thread("compress", Box::new(move || worker::compress(worker_shared, frames / 2)))?;
+        thread("compress", Box::new(move || worker::compress(worker_shared, frames / 8)))?;
         if spills {
             let spill_shared = shared.clone();
             thread("spill", Box::new(move || worker::spill(spill_shared)))?;

@@ -21,6 +21,7 @@ mod forks;
 mod freeze;
 mod gate;
 mod governor;
+mod headroom;
 mod hub;
 mod limit;
 mod meter;

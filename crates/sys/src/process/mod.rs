@@ -4,6 +4,7 @@
 //! (`wait`), threads held still (`hold`), who descends from whom (`tree`), memory figures (`memory`), threads and CPUs (`thread`), signals received
 //! ([`signals`]).
 
+mod family;
 mod fork;
 mod hold;
 mod memory;
@@ -13,6 +14,7 @@ mod thread;
 mod tree;
 mod wait;
 
+pub use family::Family;
 pub use fork::{fork_sharing_files, fork_with, set_child_subreaper, set_parent_death_signal};
 pub use hold::hold_while_this_thread_lives;
 pub use memory::{MemFile, Rss, Status, pss_anon, share_memory, start_of_stack, status};
