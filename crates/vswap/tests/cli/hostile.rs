@@ -1,10 +1,11 @@
 //! A process of the tree that lies to the pager, or leaves it waiting, harms itself only.
 
-use std::time::Instant;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{PATIENCE, Scratch, assert_code, output, stdout, vswap};
+use crate::harness::{PATIENCE, Scratch, assert_code, collect_within, stdout, vswap};
 
 const HOSTILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/programs/hostile.py");
 
@@ -14,7 +15,9 @@ fn run(limit: &str, words: &[&str]) -> Value {
     let json = dir.file("json");
     let mut command = vswap();
     command.args(["run", "--quiet", "-m", limit, "--json"]).arg(&json).args(["python3", HOSTILE]).args(words);
-    let done = output(&mut command);
+    // A dozen processes, most of them busy with nonsense.
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let done = collect_within(Duration::from_secs(180), child);
     assert_code(&done, 0);
     assert_eq!(stdout(&done), "right\n");
     serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap()

@@ -1,5 +1,6 @@
 //! Signals sent to vswap reach CMD once; SIGKILL and stops behave as if vswap were CMD.
 
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -157,6 +158,8 @@ fn a_stopped_cmd_is_a_stopped_vswap() {
     let ready = dir.file("ready");
     let mut command = quiet();
     command.args(["sh", "-c", "echo $$ > \"$0\"; while :; do sleep 0.05; done"]).arg(&ready);
+    // A group whose parent is in the session but not in the group: in an orphaned one SIGTSTP does nothing.
+    command.process_group(0);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let (vswap, cmd) = (child.id(), pid_in(&ready));
     let is = |pid: u32, wanted: &'static str| within(PATIENCE, || state(pid).as_deref() == Some(wanted));
