@@ -103,7 +103,7 @@ pub struct Summary {
     pub mremaps: u64,
     /// Freezes for liveness.
     pub freezes: u64,
-    /// Stops because two readings of the events remained.
+    /// Stops: events with two readings, contradictions, pages that are lost.
     pub fail_stops: u64,
     /// Address spaces paged in the whole run.
     pub address_spaces: u64,
