@@ -176,11 +176,12 @@ fn run(step: &Step, scratch: &Path) -> Result<Tally, String> {
     Ok(tally)
 }
 
-/// The torture must notice what a broken pager would do: zeros, a lost write, an older page.
+/// The torture must notice what a broken pager would do: zeros, a lost write, an older page; and each operation that looks
+/// at other memory than its regions must notice what happens there.
 fn controls() -> Result<Tally, String> {
     let (torture, scratch) = (workspace::torture()?, workspace::scratch()?);
     let mut tally = Tally::default();
-    for kind in ["zero", "lost", "stale"] {
+    for kind in ["zero", "lost", "stale", "file", "stack", "signal", "jump", "idle", "shift", "orphan"] {
         let mut words = vec![torture.to_string_lossy().into_owned()];
         words.extend(["-t", "2", "-m", "64", "-s", "20", "--sabotage", kind].map(str::to_owned));
         let run = Run {

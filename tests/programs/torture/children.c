@@ -14,6 +14,7 @@ extern char **environ;
 
 static void judge(Thread *t, pid_t pid, int status) {
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return;
+    report_wrong();
     fprintf(stderr, "torture: WRONG thread %d: child %d %s %d, seed %lu\n", t->id, pid,
             WIFEXITED(status) ? "exited with" : "was killed by signal",
             WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status), (unsigned long)seed_given);
@@ -56,7 +57,16 @@ static void scribble(Thread *t) {
     }
 }
 
+// What an orphan must notice and report.
+static void spoil(Thread *t) {
+    for (unsigned i = 0; i < t->regions; i++) {
+        Region *r = &t->region[i];
+        if (r->addr && r->p0 == r->p1 && r->expect[0].tag) *(uint64_t *)r->addr ^= 1;
+    }
+}
+
 static _Noreturn void child(Thread *t, bool everybody) {
+    bool orphan = false; // nobody waits for this one: it reports by itself
     for (int depth = 0;; depth++) {
         t->rng ^= (uint64_t)getpid() << 20;
         t->kids = 0;
@@ -71,10 +81,15 @@ static _Noreturn void child(Thread *t, bool everybody) {
             if (everybody || i == t->id) verify_inherited(&threads[i]);
         if (then >= 4) scribble(t);
         if (then >= 6 && depth < 2) {
+            bool waits = below(t, 4);
             pid_t pid = fork();
-            if (pid == 0) continue; // the grandchild does the same
-            if (pid > 0 && below(t, 4)) wait_for(t, pid, 0); // else the grandchild is orphaned
+            if (pid == 0) {
+                orphan = !waits;
+                continue; // the grandchild does the same
+            }
+            if (pid > 0 && waits) wait_for(t, pid, 0);
         }
+        if (orphan && sabotages(t, "orphan")) spoil(t);
         for (unsigned i = 0; i < t->regions; i++)
             if (t->region[i].addr) check_region(t, &t->region[i], "in the child, later");
         _exit(0);
@@ -138,6 +153,7 @@ int exec_check(uint64_t seed) {
     for (unsigned i = 0; i < N * WORDS; i++) p[i] = mix(seed + i / (1 + seed % 3));
     for (unsigned i = 0; i < N * WORDS; i++)
         if (p[i] != mix(seed + i / (1 + seed % 3))) {
+            report_wrong();
             fprintf(stderr, "torture: WRONG pid %d after exec at %p: expected %#lx got %#lx\n", getpid(), (void *)&p[i],
                     (unsigned long)mix(seed + i / (1 + seed % 3)), (unsigned long)p[i]);
             return 1;

@@ -131,15 +131,3 @@ void do_huge(Thread *t) {
         for (unsigned i = 0; i < r->pages; i++) fill_page(t, r, i);
     }
 }
-
-// Deep stack use: pages that were evicted under a stack that goes down and up again.
-void __attribute__((noinline)) do_stack(Thread *t) {
-    uint64_t deep[24 * WORDS];
-    uint64_t tag = rnd(t) | 1;
-    for (unsigned i = 0; i < 24 * WORDS; i++) deep[i] = page_word(tag, i);
-    do_fill(t);
-    do_verify(t);
-    __asm__ volatile("" ::"r"(deep) : "memory");
-    for (unsigned i = 0; i < 24 * WORDS; i++)
-        if (deep[i] != page_word(tag, i)) broken(t, "stack", &deep[i], 0);
-}

@@ -1,18 +1,21 @@
 // torture: threads that change their mappings in every way Linux has, and check every byte they read.
 //
 //   torture [-t THREADS] [-s SECONDS] [-m MIB] [-S SEED] [-n OPS] [--no OP,OP…] [--only OP,OP…] [--list]
-//           [--sabotage zero|lost|stale]
+//           [--sabotage zero|lost|stale|file|stack|signal|jump|idle|shift|orphan]
 //
-// --sabotage damages pages as a broken pager would (zeros; the last write undone; another page's bytes), to
-// show that it is noticed.
+// --sabotage damages pages as a broken pager would (zeros; the last write undone; another page's bytes; or what
+// the operation of that name, or an orphaned child, is about to check), to show that it is noticed.
 // Prints "torture: ok" to stdout, the counts to stderr; exit status 1 and what was wrong at the first wrong
 // byte; 3 if neither a thread nor a child of it made any progress for a minute. Free of data races: it passes on a
 // plain kernel.
-#include "world.h"
+#include "ops.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <limits.h>
+#include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -38,6 +41,7 @@ pthread_mutex_t heap_lock = PTHREAD_MUTEX_INITIALIZER;
 enum { LIFETIME = 3000, STUCK_SECONDS = 60 }; // operations of one pthread before it exits and another goes on
 static uint64_t ops_wanted;
 static const char *sabotage;
+static int reports = -1; // every descendant holds the other end
 static unsigned total_weight;
 
 static Op choose(Thread *t) {
@@ -63,11 +67,13 @@ static void damage(Thread *t) {
     } else if (!strcmp(sabotage, "lost")) {
         if (!e->count) return;
         p[COUNT_WORD]--;
-    } else {
+    } else if (!strcmp(sabotage, "stale")) {
         Expect old = {.tag = e->tag - 8, .count = e->count};
         for (unsigned w = 0; w < WORDS; w++) p[w] = expect_word(&old, w);
     }
 }
+
+bool sabotages(Thread *t, const char *what) { return sabotage && t->ops > 500 && !strcmp(sabotage, what); }
 
 static void enter(Thread *t) {
     for (;;) {
@@ -92,6 +98,7 @@ static void *work(void *arg) {
         last = atomic_load(&stop) || (ops_wanted && t->ops >= ops_wanted);
         if (last) {
             expire_protections(t, true);
+            while (t->idles) do_idle(t);
             for (unsigned k = 0; k < t->regions; k++)
                 if (t->region[k].addr) check_region(t, &t->region[k], "at the end");
             reap(t, true);
@@ -107,6 +114,14 @@ static void *work(void *arg) {
 static void *or_die(void *p, const char *what) {
     if (p && p != MAP_FAILED) return p;
     fprintf(stderr, "torture: %s: %s\n", what, strerror(errno));
+    exit(2);
+}
+
+static const char *known_sabotage(const char *name) {
+    static const char *const all[] = {"zero", "lost", "stale", "file", "stack", "signal", "jump", "idle", "shift", "orphan"};
+    for (unsigned i = 0; i < sizeof all / sizeof *all; i++)
+        if (!strcmp(name, all[i])) return name;
+    fprintf(stderr, "torture: no sabotage %s\n", name);
     exit(2);
 }
 
@@ -150,6 +165,30 @@ static void report(double seconds) {
     fprintf(stderr, "\n");
 }
 
+// Descendants may outlive their parents: waits for the last of them, and for what any of them reports.
+static void hear_reports(void) {
+    char word;
+    struct pollfd end = {.fd = reports, .events = POLLIN};
+    close(REPORT_FD);
+    int ready;
+    while ((ready = poll(&end, 1, STUCK_SECONDS * 1000)) < 0 && errno == EINTR) {}
+    if (ready <= 0) {
+        fprintf(stderr, "torture: STUCK: a descendant does not end, seed %lu\n", (unsigned long)seed_given);
+        _exit(3);
+    }
+    if (read(reports, &word, 1) != 0) {
+        fprintf(stderr, "torture: WRONG in a descendant, seed %lu\n", (unsigned long)seed_given);
+        _exit(1);
+    }
+}
+
+static void open_reports(void) {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) || dup2(ends[1], REPORT_FD) < 0) or_die(NULL, "pipe"); // the copy passes through exec
+    reports = ends[0];
+    close(ends[1]);
+}
+
 // The main thread renews threads that have lived long enough, and sees to it that all get on.
 static void supervise(uint64_t until) {
     pthread_t handle[MAX_THREADS];
@@ -171,6 +210,8 @@ static void supervise(uint64_t until) {
                     done++;
                 }
                 pthread_mutex_unlock(&heap_lock);
+            } else if (op_on[OP_SIGNAL]) {
+                pthread_kill(handle[i], SIGUSR2);
             }
             uint64_t now = now_ns(), progress = atomic_load(t->progress);
             if (progress != seen[i] || !since[i]) seen[i] = progress, since[i] = now;
@@ -199,7 +240,7 @@ int main(int argc, char **argv) {
         case 's': seconds = atof(optarg); break;
         case 'm': mib = strtoull(optarg, NULL, 10); break;
         case 'S': seed_given = strtoull(optarg, NULL, 10); break;
-        case 'b': sabotage = optarg; break;
+        case 'b': sabotage = known_sabotage(optarg); break;
         case 'n': ops_wanted = strtoull(optarg, NULL, 10); break;
         case 'x': set_ops(optarg, false); break;
         case 'o': memset(op_on, 0, sizeof op_on), set_ops("map,fill,verify", true), set_ops(optarg, true); break;
@@ -222,8 +263,11 @@ int main(int argc, char **argv) {
     }
     slots = or_die(calloc((size_t)slot_count, sizeof *slots), "calloc");
     catch_faults();
+    catch_signals();
+    open_reports();
     uint64_t begin = now_ns();
     supervise(ops_wanted ? UINT64_MAX : begin + (uint64_t)(seconds * 1e9));
+    hear_reports();
     report((double)(now_ns() - begin) / 1e9);
     puts("torture: ok");
     return 0;

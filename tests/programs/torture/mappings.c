@@ -219,3 +219,48 @@ void do_steal(Thread *t) {
     if (below(t, 2)) check_region(t, fresh, "fresh mapping at a stolen slot");
     fill_some(t, fresh);
 }
+
+static Region *pick_protected(Thread *t) {
+    for (unsigned n = 0, k = below(t, t->regions); n < t->regions; n++, k = (k + 1) % t->regions) {
+        Region *r = &t->region[k];
+        if (r->addr && r->p0 == 0 && r->p1 == r->pages && r->prot != PROT_GUARD && !r->mixed) return r;
+    }
+    return NULL;
+}
+
+// Changes a mapping that is PROT_READ or PROT_NONE as a whole, and stays so.
+void do_shift(Thread *t) {
+    Region *r = pick_protected(t);
+    if (!r) return;
+    if (sabotages(t, "shift") && r->expect[0].tag && mprotect(r->addr, PAGE, PROT_READ | PROT_WRITE) == 0) {
+        *(uint64_t *)r->addr ^= 1;
+        if (mprotect(r->addr, PAGE, r->prot)) broken(t, "mprotect", r->addr, errno);
+    }
+    if (below(t, 8) == 0) return drop(t, r, OP_SHIFT);
+    if (below(t, 4) == 0) {
+        unsigned a, b;
+        pick_range(t, r, 64, &a, &b);
+        int e = madvise(r->addr + (size_t)a * PAGE, (size_t)(b - a) * PAGE, MADV_DONTNEED) ? errno : 0;
+        note(t, OP_SHIFT, r->addr + (size_t)a * PAGE, b - a, NULL, 0, e);
+        if (e) broken(t, "MADV_DONTNEED of protected pages", r->addr, e);
+        return clear_pages(r, a, b);
+    }
+    int slot = claim_slot(t);
+    if (slot < 0) return;
+    unsigned n = below(t, 2) ? r->pages : 1 + below(t, SLOT_PAGES);
+    if (n > r->pages && t->pages + n - r->pages > t->budget) n = r->pages;
+    int from = r->slot;
+    leave_slot(t, from);
+    char *p = remap(t, OP_SHIFT, r, n, MREMAP_MAYMOVE | MREMAP_FIXED, slot_address(slot));
+    if (!p) {
+        vacate(t, r);
+        forget(t, r);
+        atomic_store(&slots[slot], FREE);
+        t->lost++;
+        return;
+    }
+    left_slot(t, from);
+    resized(t, r, p, n, slot);
+    r->p1 = n;
+    if (r->prot == PROT_READ) check_region(t, r, "after the move of a read-only mapping");
+}

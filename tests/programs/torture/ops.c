@@ -30,6 +30,11 @@ void run_op(Thread *t, Op op) {
     case OP_WIPE: do_wipe(t); break;
     case OP_HUGE: do_huge(t); break;
     case OP_STACK: do_stack(t); break;
+    case OP_FILE: do_file(t); break;
+    case OP_SIGNAL: do_signal(t); break;
+    case OP_JUMP: do_jump(t); break;
+    case OP_IDLE: do_idle(t); break;
+    case OP_SHIFT: do_shift(t); break;
     case OP_COUNT: break;
     }
 }

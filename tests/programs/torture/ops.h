@@ -41,3 +41,8 @@ void do_mlock(Thread *t);
 void do_wipe(Thread *t);
 void do_huge(Thread *t);
 void do_stack(Thread *t);
+void do_file(Thread *t);
+void do_signal(Thread *t);
+void do_jump(Thread *t);
+void do_idle(Thread *t);
+void do_shift(Thread *t);

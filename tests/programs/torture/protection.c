@@ -35,7 +35,24 @@ static bool faults(volatile uint64_t *p, bool write) {
     return false;
 }
 
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
+
+static void unguard(Thread *t, Region *r) {
+    char *p = r->addr + (size_t)r->p0 * PAGE;
+    if (!faults((uint64_t *)p + below(t, (r->p1 - r->p0) * WORDS), below(t, 2))) broken(t, "access to a guard page", p, 0);
+    if (madvise(p, (size_t)(r->p1 - r->p0) * PAGE, MADV_GUARD_REMOVE)) broken(t, "MADV_GUARD_REMOVE", p, errno);
+    note(t, OP_GUARD, p, r->p1 - r->p0, NULL, 0, 1);
+    clear_pages(r, r->p0, r->p1);
+    unsigned a = r->p0, b = r->p1;
+    r->p0 = r->p1 = 0;
+    for (; a < b; a++) check_page(t, r, a, "after guard");
+}
+
 static void unprotect(Thread *t, Region *r) {
+    if (r->prot == PROT_GUARD) return unguard(t, r);
     if (r->prot == PROT_READ) {
         for (unsigned i = r->p0; i < r->p1; i++) check_page(t, r, i, "read-only");
         if (!faults((uint64_t *)(r->addr + (size_t)r->p0 * PAGE), true)) broken(t, "write to a read-only page", r->addr, 0);
@@ -74,11 +91,6 @@ void do_protect(Thread *t) {
     r->until = t->ops + below(t, 60);
 }
 
-#ifndef MADV_GUARD_INSTALL
-#define MADV_GUARD_INSTALL 102
-#define MADV_GUARD_REMOVE 103
-#endif
-
 void do_guard(Thread *t) {
     Region *r = pick(t);
     if (!r) return;
@@ -90,10 +102,11 @@ void do_guard(Thread *t) {
         broken(t, "MADV_GUARD_INSTALL", p, errno);
     }
     note(t, OP_GUARD, p, b - a, NULL, 0, 0);
-    if (!faults((uint64_t *)p, below(t, 2))) broken(t, "access to a guard page", p, 0);
-    if (madvise(p, (size_t)(b - a) * PAGE, MADV_GUARD_REMOVE)) broken(t, "MADV_GUARD_REMOVE", p, errno);
-    clear_pages(r, a, b);
-    for (; a < b; a++) check_page(t, r, a, "after guard");
+    r->p0 = a;
+    r->p1 = b;
+    r->prot = PROT_GUARD;
+    r->until = t->ops + below(t, 60);
+    if (below(t, 2)) unguard(t, r); // at once, or after other operations and forks
 }
 
 void do_mlock(Thread *t) {

@@ -11,12 +11,17 @@
 #define _GNU_SOURCE
 #include "page.h"
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/types.h>
 
 enum { SLOT_PAGES = 512, MAX_THREADS = 64, MAX_KIDS = 3, HISTORY = 256, HEAP_PAGES = 256, FREE = 0 };
+// A protection beside those of mprotect: MADV_GUARD_INSTALL.
+enum { PROT_GUARD = -1 };
+// Where every descendant reports what is wrong, also one whose parent has died.
+enum { REPORT_FD = 200 };
 #define ARENA ((char *)0x100000000000)
 
 // Operation classes; each can be switched off by name.
@@ -25,7 +30,8 @@ enum { SLOT_PAGES = 512, MAX_THREADS = 64, MAX_KIDS = 3, HISTORY = 256, HEAP_PAG
     X(UNMAP, unmap, 8) X(TAIL, tail, 2) X(FIXED, fixed, 5) X(DONTNEED, dontneed, 8) X(MFREE, free, 6)       \
     X(GROW, grow, 6) X(SHRINK, shrink, 4) X(MOVE, move, 10) X(ONTO, onto, 3) X(DONTUNMAP, dontunmap, 3)     \
     X(STEAL, steal, 12) X(PROTECT, protect, 6) X(PIPE, pipe, 8) X(FORK, fork, 1) X(SPAWN, spawn, 1)         \
-    X(BRK, brk, 4) X(GUARD, guard, 2) X(MLOCK, mlock, 1) X(WIPE, wipe, 1) X(HUGE, huge, 1) X(STACK, stack, 2)
+    X(BRK, brk, 4) X(GUARD, guard, 2) X(MLOCK, mlock, 1) X(WIPE, wipe, 1) X(HUGE, huge, 1) X(STACK, stack, 2)     \
+    X(FILE, file, 6) X(SIGNAL, signal, 3) X(JUMP, jump, 2) X(IDLE, idle, 2) X(SHIFT, shift, 4)
 #define X(id, name, weight) OP_##id,
 typedef enum { OPS(X) OP_COUNT } Op;
 #undef X
@@ -56,7 +62,12 @@ typedef struct Thread {
     unsigned regions, pages, budget;
     Region *region;
     int kids, kid[MAX_KIDS];
-    int pipe[2];
+    int pipe[2], file[2];
+    char *alternate;
+    _Atomic uint64_t signals;
+    pthread_t idler;
+    sem_t leave;
+    bool idles;
     uint64_t counts[OP_COUNT];
     uint64_t verified, refused, lost, stolen;
     Event history[HISTORY];
@@ -84,6 +95,10 @@ static inline unsigned below(Thread *t, unsigned n) { return n ? (unsigned)(rnd(
 // Says what is wrong where, with the operations that touched the address, and ends the process with 1.
 _Noreturn void wrong(Thread *t, const Region *r, unsigned page, unsigned word, const char *when);
 _Noreturn void broken(Thread *t, const char *what, const void *addr, int error);
+// Says that something is wrong to whoever waits for all descendants; async-signal-safe.
+void report_wrong(void);
+// Whether the operation of this name shall damage what it is about to check.
+bool sabotages(Thread *t, const char *what);
 void print_fault(int sig, void *addr, int code);
 void note(Thread *t, Op op, const void *from, unsigned from_pages, const void *to, unsigned to_pages, int result);
 
@@ -98,3 +113,4 @@ void op_spawn(Thread *t);
 void reap(Thread *t, bool wait);
 int exec_check(uint64_t seed);
 void catch_faults(void);
+void catch_signals(void);

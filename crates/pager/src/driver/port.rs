@@ -119,7 +119,8 @@ impl Port {
 
     /// Whether asking for evictions makes sense.
     pub fn can_evict(&self) -> bool {
-        self.evictable && self.agent.is_some() && self.maps.is_some()
+        // Whoever starts an agent may need a page for it: one that has not started must not be waited for.
+        self.evictable && self.agent_tid() != 0 && self.maps.is_some()
     }
 
     pub fn execute(&mut self, command: Command) -> Answer {

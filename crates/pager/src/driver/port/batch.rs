@@ -54,6 +54,9 @@ impl Port {
     /// Moves pages into the agent's staging area and from there into slots.
     pub(super) fn take_out(&mut self, runs: &[Range<u64>]) -> Answer {
         let nothing = Answer::Moved(Vec::new(), false);
+        if !self.can_evict() {
+            return nothing;
+        }
         if self.shared.space.free_frames() < BATCH_PAGES as usize {
             self.shared.call_worker();
             let written = self.shared.space.write_out(BATCH_PAGES as usize);
