@@ -7,9 +7,11 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::Mode;
 use rustix::io::Errno as RawErrno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -80,14 +82,17 @@ pub struct Credentials {
 pub struct Conn(OwnedFd);
 
 impl Conn {
-    /// Connects to a [`Listener`]; the connection blocks.
+    /// Connects to a [`Listener`]; the connection blocks. Where many wait to be accepted it waits for its turn, at
+    /// most `patience` long.
     ///
     /// # Errors
     ///
-    /// `ECONNREFUSED`, `ENOENT`, `EACCES`.
-    pub fn connect(path: &Path) -> io::Result<Self> {
+    /// `ECONNREFUSED`, `ENOENT`, `EACCES`; `WouldBlock`: its turn did not come.
+    pub fn connect(path: &Path, patience: Duration) -> io::Result<Self> {
         let socket = seqpacket(SocketFlags::CLOEXEC)?;
+        set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
         rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        set_socket_timeout(&socket, Timeout::Send, None)?;
         Ok(Self(socket))
     }
 

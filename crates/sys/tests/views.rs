@@ -217,7 +217,7 @@ fn listener_has_the_mode_it_was_given() {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
         assert!(Listener::bind(&path, mode).is_err());
         assert!(listener.accept_nonblocking().unwrap().is_none());
-        let client = Conn::connect(&path).unwrap();
+        let client = Conn::connect(&path, Duration::from_secs(5)).unwrap();
         let server = listener.accept_nonblocking().unwrap().unwrap();
         assert_eq!(server.recv(&mut [0; 8]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
         client.send(b"hello", &[]).unwrap();

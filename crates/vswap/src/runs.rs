@@ -137,9 +137,10 @@ fn ask(socket: &Path, request: &Request, progress: &mut dyn FnMut(&Reply)) -> Re
     let failed = |error: io::Error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => Deaf::Ending,
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Deaf::Ending,
+        ErrorKind::WouldBlock => Deaf::Silent,
         _ => Deaf::Io(error),
     };
-    let conn = Conn::connect(socket).map_err(failed)?;
+    let conn = Conn::connect(socket, SILENCE).map_err(failed)?;
     let request = serde_json::to_vec(request).map_err(|error| Deaf::Io(error.into()))?;
     conn.send(&request, &[]).map_err(failed)?;
     let mut pending = Vec::new();

@@ -30,6 +30,13 @@ const PAGE: u64 = PAGE_SIZE as u64;
 const AGENT_PAGES: u64 = 4;
 /// Bytes a second that a program can allocate: sets how soon to look again.
 const ALLOCATION_RATE: u64 = 3 << 30;
+/// How soon to look again, at the limit and far from it.
+const LEAST_REST: Duration = Duration::from_millis(1);
+const MOST_REST: Duration = Duration::from_millis(50);
+/// A tree at its limit in which nothing changes for so many looks is looked at less often: an idle program shall cost next to
+/// nothing, and what it first touches in mappings that are registered is held without us.
+const CALM: u32 = 64;
+const CALM_REST: Duration = Duration::from_millis(8);
 /// With less than this part of the limit left, mappings are registered, so that first touches can be held: a first
 /// touch then costs a fault to the pager, which brings neighbours along.
 const REGISTER_AT: u64 = 4;
@@ -112,6 +119,9 @@ pub struct Governor {
     evictions: u64,
     progress_at: Instant,
     looked_at: Instant,
+    /// What the last look found, and how many looks in a row have found the same.
+    total: u64,
+    calm: u32,
 }
 
 impl Governor {
@@ -148,6 +158,8 @@ impl Governor {
             evictions: 0,
             progress_at: now,
             looked_at: now,
+            total: 0,
+            calm: 0,
         })
     }
 
@@ -202,7 +214,11 @@ impl Governor {
             self.reclaim(&tenants, wished);
         }
         let spare = (room - (limit / REGISTER_AT) as i64).max(0) as u64;
-        let rest = Duration::from_micros((spare * 1_000_000 / ALLOCATION_RATE).clamp(1_000, 50_000));
+        self.calm = if total == self.total { (self.calm + 1).min(CALM) } else { 0 };
+        self.total = total;
+        let least = if self.calm == CALM { CALM_REST } else { LEAST_REST };
+        let rest = Duration::from_nanos(spare.saturating_mul(1_000_000_000) / ALLOCATION_RATE);
+        let rest = rest.clamp(least, MOST_REST);
         if wished > 0 { rest.min(WISHED_REST) } else { rest }
     }
 

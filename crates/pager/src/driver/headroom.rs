@@ -47,7 +47,7 @@ impl Headroom {
 
 /// What is kept free while nothing grows.
 fn least(limit: u64) -> u64 {
-    (limit / 128).clamp(MIB, 16 * MIB)
+    (limit / 64).clamp(MIB, 32 * MIB)
 }
 
 /// The most that is kept free.
@@ -64,16 +64,16 @@ mod tests {
         let (limit, start) = (512 * MIB, Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         let mut headroom = Headroom::new(start);
-        assert_eq!(headroom.look(at(1), 0, limit), 4 * MIB);
-        // 200 KiB a millisecond, and some of it may be an error of measurement.
-        let room = headroom.look(at(100), 20_000 << 10, limit);
-        assert!((7 * MIB..8 * MIB).contains(&room), "{room}");
-        assert_eq!(headroom.look(at(101), 32 * MIB, limit), 16 * MIB, "a leap is seen at once");
-        let room = headroom.look(at(501), 32 * MIB, limit);
-        assert!((4 * MIB..16 * MIB).contains(&room), "it is remembered: {room}");
-        assert_eq!(headroom.look(at(9000), 32 * MIB, limit), 4 * MIB);
-        assert_eq!(headroom.look(at(9100), 5 * MIB, limit), 4 * MIB, "what shrinks asks for nothing");
-        assert_eq!(headroom.look(at(9130), 6 * MIB, limit), 4 * MIB, "nor does what only seems to grow");
+        assert_eq!(headroom.look(at(1), 0, limit), 8 * MIB);
+        // 300 KiB a millisecond, and some of it may be an error of measurement.
+        let room = headroom.look(at(100), 30_000 << 10, limit);
+        assert!((11 * MIB..12 * MIB).contains(&room), "{room}");
+        assert_eq!(headroom.look(at(101), 42 * MIB, limit), 16 * MIB, "a leap is seen at once");
+        let room = headroom.look(at(301), 42 * MIB, limit);
+        assert!((8 * MIB..16 * MIB).contains(&room), "it is remembered: {room}");
+        assert_eq!(headroom.look(at(9000), 42 * MIB, limit), 8 * MIB);
+        assert_eq!(headroom.look(at(9100), 5 * MIB, limit), 8 * MIB, "what shrinks asks for nothing");
+        assert_eq!(headroom.look(at(9130), 6 * MIB, limit), 8 * MIB, "nor does what only seems to grow");
     }
 
     #[test]
@@ -81,7 +81,7 @@ mod tests {
         let start = Instant::now();
         let mut headroom = Headroom::new(start);
         assert_eq!(headroom.look(start + LOOK, 0, 16 * MIB), MIB);
-        assert_eq!(headroom.look(start + 2 * LOOK, 0, 64 << 30), 16 * MIB);
+        assert_eq!(headroom.look(start + 2 * LOOK, 0, 64 << 30), 32 * MIB);
         assert_eq!(headroom.look(start + 3 * LOOK, 64 << 30, 64 << 30), 64 * MIB);
     }
 }

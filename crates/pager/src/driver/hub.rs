@@ -98,9 +98,8 @@ impl Hub {
         let identity = session.identity;
         let limit = config.limit.bytes(0);
         let pool_limit = config.pool_max.unwrap_or(limit / 4 * 3);
-        // Many, so that a burst does not wait for the compressor; few of them in use for long: as memory of the program
-        // they are worth more.
-        let frames = ((limit / 32).clamp(2 << 20, 64 << 20) / PAGE) as usize;
+        // Enough for a burst, and few of them in use for long: what lies there uncompressed has freed nothing yet.
+        let frames = ((limit / 64).clamp(2 << 20, 32 << 20) / PAGE) as usize;
         let mut tiers: Vec<Arc<dyn Tier>> = Vec::new();
         if let Some(spill) = &config.spill {
             tiers.push(Arc::new(FileTier::create(&spill.dir, spill.max)?));
@@ -138,7 +137,7 @@ impl Hub {
         thread("watchdog", Box::new(|| watchdog.run()))?;
         thread("control", Box::new(|| control.run()))?;
         let worker_shared = shared.clone();
-        thread("compress", Box::new(move || worker::compress(worker_shared, frames / 8)))?;
+        thread("compress", Box::new(move || worker::compress(worker_shared, frames / 4)))?;
         if spills {
             let spill_shared = shared.clone();
             thread("spill", Box::new(move || worker::spill(spill_shared)))?;

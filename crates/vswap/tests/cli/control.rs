@@ -2,7 +2,7 @@
 //! can disturb it.
 
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vswap_sys::socket::Conn;
@@ -88,10 +88,20 @@ fn a_stopped_pager_is_an_error_soon() {
     let run = Holder::start(HOLDER);
     let pager = parent(run.pid);
     kill(pager, "STOP");
-    let done = run.ask(&["status", &run.front().to_string()]);
+    let front = run.front().to_string();
+    let done = run.ask(&["status", &front]);
+    // Also where so many ask that nobody more can wait.
+    let socket = run.socket();
+    let crowd: Vec<_> =
+        std::iter::from_fn(|| Conn::connect(&socket, Duration::from_millis(100)).ok()).collect();
+    let crowded = run.ask(&["status", &front]);
     kill(pager, "CONT");
-    assert_code(&done, 1);
-    assert!(stderr(&done).contains("is it stopped?"), "{}", stderr(&done));
+    assert!(!crowd.is_empty());
+    for done in [done, crowded] {
+        assert_code(&done, 1);
+        assert!(stderr(&done).contains("is it stopped?"), "{}", stderr(&done));
+    }
+    drop(crowd);
     run.finish();
 }
 
@@ -147,22 +157,22 @@ fn several_runs_are_a_table_and_reclaim_wants_to_know_which() {
 fn who_connects_and_does_not_read_or_ask_matters_to_nobody() {
     let run = Holder::start(HOLDER);
     let socket = run.socket();
-    let mut idle: Vec<Conn> = (0..40).filter_map(|_| Conn::connect(&socket).ok()).collect();
+    let mut idle: Vec<Conn> = (0..40).filter_map(|_| Conn::connect(&socket, PATIENCE).ok()).collect();
     for conn in &idle {
         // Many asked and none read; some talk nonsense; some have been hung up on already.
         let _ = conn.send(b"\"status\"", &[]);
         let _ = conn.send(b"{\"reclaim\":{\"bytes\":-1}}", &[]);
     }
-    idle.extend((0..10).filter_map(|_| Conn::connect(&socket).ok()));
+    idle.extend((0..10).filter_map(|_| Conn::connect(&socket, PATIENCE).ok()));
     assert!(UnixStream::connect(&socket).is_err(), "it is a socket of packets");
     let begun = Instant::now();
     assert_eq!(run.status()["pid"], run.pid);
     assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
     // A wish whose owner has gone is not fulfilled further.
-    let wish = Conn::connect(&socket).unwrap();
+    let wish = Conn::connect(&socket, PATIENCE).unwrap();
     wish.send(b"{\"reclaim\":{\"bytes\":1000000000000}}", &[]).unwrap();
     drop(wish);
-    let nonsense = Conn::connect(&socket).unwrap();
+    let nonsense = Conn::connect(&socket, PATIENCE).unwrap();
     nonsense.send(b"{\"reclaim\":\"all\"}", &[]).unwrap();
     let mut answer = [0; 4096];
     let (length, _) = nonsense.recv(&mut answer).unwrap();
