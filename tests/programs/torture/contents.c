@@ -97,15 +97,9 @@ void do_free(Thread *t) {
 
 // The kernel reads and writes paged memory: pages travel through a pipe.
 void do_pipe(Thread *t) {
-    Region *from = pick(t), *to = pick(t);
-    if (!from || !to) return;
-    unsigned n = 1 + below(t, 15);
-    if (n > from->pages) n = from->pages;
-    if (n > to->pages) n = to->pages;
-    unsigned a = below(t, from->pages - n + 1), b = below(t, to->pages - n + 1);
-    if (from == to && a < b + n && b < a + n) return;
-    for (unsigned i = 0; i < n; i++)
-        if (from->expect[a + i].freed) fill_page(t, from, a + i);
+    Region *from, *to;
+    unsigned a, b, n = pick_copy(t, 15, &from, &a, &to, &b);
+    if (!n) return;
     size_t bytes = (size_t)n * PAGE;
     ssize_t w = write(t->pipe[1], from->addr + (size_t)a * PAGE, bytes);
     if (w != (ssize_t)bytes) broken(t, "write(2) from paged memory", from->addr + (size_t)a * PAGE, w < 0 ? errno : 0);

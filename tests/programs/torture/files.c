@@ -31,15 +31,9 @@ static int halves(struct iovec io[2], char *addr, unsigned n) {
 
 void do_file(Thread *t) {
     if (!t->file[1]) open_files(t);
-    Region *from = pick(t), *to = pick(t);
-    if (!from || !to) return;
-    unsigned n = 1 + below(t, MOST);
-    if (n > from->pages) n = from->pages;
-    if (n > to->pages) n = to->pages;
-    unsigned a = below(t, from->pages - n + 1), b = below(t, to->pages - n + 1);
-    if (from == to && a < b + n && b < a + n) return;
-    for (unsigned i = 0; i < n; i++)
-        if (from->expect[a + i].freed) fill_page(t, from, a + i);
+    Region *from, *to;
+    unsigned a, b, n = pick_copy(t, MOST, &from, &a, &to, &b);
+    if (!n) return;
     char *source = from->addr + (size_t)a * PAGE, *target = to->addr + (size_t)b * PAGE;
     size_t bytes = (size_t)n * PAGE;
     off_t at = (off_t)below(t, 64) * PAGE;

@@ -192,7 +192,7 @@ static void open_reports(void) {
 // The main thread renews threads that have lived long enough, and sees to it that all get on.
 static void supervise(uint64_t until) {
     pthread_t handle[MAX_THREADS];
-    uint64_t seen[MAX_THREADS] = {0}, since[MAX_THREADS] = {0};
+    uint64_t seen[MAX_THREADS] = {0}, since[MAX_THREADS] = {0}, signalled[MAX_THREADS] = {0};
     bool exists[MAX_THREADS] = {false};
     for (;;) {
         int done = 0;
@@ -210,10 +210,13 @@ static void supervise(uint64_t until) {
                     done++;
                 }
                 pthread_mutex_unlock(&heap_lock);
-            } else if (op_on[OP_SIGNAL]) {
-                pthread_kill(handle[i], SIGUSR2);
             }
             uint64_t now = now_ns(), progress = atomic_load(t->progress);
+            // None before it got on: where memory is short, a handler may take longer than we rest here.
+            if (exists[i] && op_on[OP_SIGNAL] && progress != signalled[i]) {
+                pthread_kill(handle[i], SIGUSR2);
+                signalled[i] = progress;
+            }
             if (progress != seen[i] || !since[i]) seen[i] = progress, since[i] = now;
             else if (exists[i] && now - since[i] > STUCK_SECONDS * 1000000000ull) {
                 fprintf(stderr, "torture: STUCK thread %d in %s for %d s, seed %lu\n", i, op_names[t->op_now], STUCK_SECONDS,

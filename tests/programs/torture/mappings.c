@@ -105,6 +105,25 @@ void do_shrink(Thread *t) {
     check_page(t, r, n - 1, "last page after shrink");
 }
 
+// To a slot of the arena that is the thread's, with `n` pages if its budget has room for them. If the kernel refuses, the
+// region is lost.
+static bool move_to(Thread *t, Op op, Region *r, unsigned n, int slot) {
+    if (n > r->pages && t->pages + n - r->pages > t->budget) n = r->pages;
+    int from = r->slot;
+    leave_slot(t, from);
+    char *p = remap(t, op, r, n, MREMAP_MAYMOVE | MREMAP_FIXED, slot_address(slot));
+    if (!p) {
+        vacate(t, r);
+        forget(t, r);
+        atomic_store(&slots[slot], FREE);
+        t->lost++;
+        return false;
+    }
+    left_slot(t, from);
+    resized(t, r, p, n, slot);
+    return true;
+}
+
 // To a free slot of the arena, with a new length or the old one.
 void do_move(Thread *t) {
     Region *r = pick(t);
@@ -113,20 +132,7 @@ void do_move(Thread *t) {
     if (slot < 0) return;
     unsigned n = r->pages;
     if (below(t, 2)) n = 1 + below(t, SLOT_PAGES);
-    if (n > r->pages && t->pages + n - r->pages > t->budget) n = r->pages;
-    int from = r->slot;
-    leave_slot(t, from);
-    char *p = remap(t, OP_MOVE, r, n, MREMAP_MAYMOVE | MREMAP_FIXED, slot_address(slot));
-    if (!p) {
-        vacate(t, r);
-        forget(t, r);
-        atomic_store(&slots[slot], FREE);
-        t->lost++;
-        return;
-    }
-    left_slot(t, from);
-    resized(t, r, p, n, slot);
-    if (below(t, 2)) check_region(t, r, "after move");
+    if (move_to(t, OP_MOVE, r, n, slot) && below(t, 2)) check_region(t, r, "after move");
 }
 
 // Onto another region of ours, which dies.
@@ -248,19 +254,7 @@ void do_shift(Thread *t) {
     int slot = claim_slot(t);
     if (slot < 0) return;
     unsigned n = below(t, 2) ? r->pages : 1 + below(t, SLOT_PAGES);
-    if (n > r->pages && t->pages + n - r->pages > t->budget) n = r->pages;
-    int from = r->slot;
-    leave_slot(t, from);
-    char *p = remap(t, OP_SHIFT, r, n, MREMAP_MAYMOVE | MREMAP_FIXED, slot_address(slot));
-    if (!p) {
-        vacate(t, r);
-        forget(t, r);
-        atomic_store(&slots[slot], FREE);
-        t->lost++;
-        return;
-    }
-    left_slot(t, from);
-    resized(t, r, p, n, slot);
-    r->p1 = n;
+    if (!move_to(t, OP_SHIFT, r, n, slot)) return;
+    r->p1 = r->pages;
     if (r->prot == PROT_READ) check_region(t, r, "after the move of a read-only mapping");
 }

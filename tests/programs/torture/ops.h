@@ -15,6 +15,7 @@ void settle(Thread *t, Region *r, char *addr, unsigned pages, int slot);
 void forget(Thread *t, Region *r);
 void drop(Thread *t, Region *r, Op op);
 void pick_range(Thread *t, const Region *r, unsigned most, unsigned *from, unsigned *to);
+unsigned pick_copy(Thread *t, unsigned most, Region **from, unsigned *a, Region **to, unsigned *b);
 void fill_some(Thread *t, Region *r);
 
 void do_fill(Thread *t);

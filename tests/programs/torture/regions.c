@@ -85,3 +85,19 @@ void fill_some(Thread *t, Region *r) {
     for (unsigned i = 0; i < r->pages; i++)
         if (density && below(t, 4) <= density) fill_page(t, r, i);
 }
+
+// At most so many pages to copy: from page a of one region, none of them given up, to page b of another, or of the same
+// one further on. 0: there are none.
+unsigned pick_copy(Thread *t, unsigned most, Region **from, unsigned *a, Region **to, unsigned *b) {
+    Region *source = pick(t), *target = pick(t);
+    if (!source || !target) return 0;
+    unsigned n = 1 + below(t, most);
+    if (n > source->pages) n = source->pages;
+    if (n > target->pages) n = target->pages;
+    *from = source, *to = target;
+    *a = below(t, source->pages - n + 1), *b = below(t, target->pages - n + 1);
+    if (source == target && *a < *b + n && *b < *a + n) return 0;
+    for (unsigned i = 0; i < n; i++)
+        if (source->expect[*a + i].freed) fill_page(t, source, *a + i);
+    return n;
+}
