@@ -1,5 +1,6 @@
 // A crowd: PROCESSES children are alive at once, each with PAGES pages of its own beside PAGES that it has from its
-// parent; when all are there each verifies everything, rewrites its own and verifies again.
+// parent; when all are there each verifies everything, rewrites its own, rests and verifies again,
+// ROUNDS times: asleep, it is what a pager evicts first.
 //
 // usage: crowd PROCESSES PAGES
 #include <stdint.h>
@@ -9,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, WORDS = PAGE / 8 };
+enum { PAGE = 4096, WORDS = PAGE / 8, ROUNDS = 4 };
 
 // What everybody shares: a count of who is there, and of what was verified.
 struct board {
@@ -56,10 +57,13 @@ static void live(const uint64_t *inherited, long pages, long all) {
     __atomic_add_fetch(&board->there, 1, __ATOMIC_SEQ_CST);
     while (__atomic_load_n(&board->there, __ATOMIC_SEQ_CST) + __atomic_load_n(&board->failed, __ATOMIC_SEQ_CST) < all)
         usleep(20000);
-    verify(inherited, pages, 0);
-    verify(own, pages, me);
-    fill(own, pages, me + 1);
-    verify(own, pages, me + 1);
+    for (int round = 0; round < ROUNDS; round++) {
+        verify(inherited, pages, 0);
+        verify(own, pages, me + round);
+        fill(own, pages, me + round + 1);
+        usleep(100000);
+    }
+    verify(own, pages, me + ROUNDS);
 }
 
 int main(int argc, char **argv) {

@@ -184,10 +184,10 @@ fn a_page_of_the_file_with_a_flipped_bit_ends_the_tree() {
     assert!(said.contains("its copy in tier 0 fails its check"), "{said}");
 }
 
-/// 96 MiB of pages that are one word each, too wide for the slot's word: objects of the least size.
+/// 320 MiB of pages that are one word each, too wide for the slot's word: objects of the least size.
 const WORDS: &str = "
 import mmap, struct, sys
-size = 96 << 20
+size = 320 << 20
 area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 for at in range(0, size, 4096): area[at:at + 4096] = struct.pack('<Q', 0x0123456789abcdef + (at << 24)) * 512
 print('ready', flush=True)
@@ -201,7 +201,7 @@ print('right')
 fn a_wide_check_takes_room() {
     let pool = |options: &[&str]| {
         let run = Holder::with(&[&["--quiet"], options].concat(), WORDS);
-        assert_code(&run.reclaim("90M"), 0);
+        assert_code(&run.reclaim("310M"), 0);
         let status = run.status();
         let (pool, pages) = (&status["memory"]["pool"], &status["summary"]["backing"]["pool"]);
         let each = pool.as_u64().unwrap() as f64 / pages.as_u64().unwrap() as f64;
