@@ -104,6 +104,8 @@ mod check;
 mod compress;
 mod file;
 mod pool;
+#[cfg(test)]
+mod random;
 mod table;
 
 pub use file::{FileTier, default_dir};

@@ -2,18 +2,14 @@
 
 use super::tests::{Faulty, load, page, slot, store};
 use super::*;
+use crate::random::Random;
 use vswap_core::{NotThere, PAGE_SIZE};
 
 #[test]
 fn random_flips_in_the_file_are_seen() {
     const ROUNDS: u32 = 200_000;
-    let mut random = 0x2026_1121_u64;
-    let mut below = |n: usize| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random as usize % n
-    };
+    let mut random = Random(0x2026_1121);
+    let mut below = |n: usize| random.below(n as u64) as usize;
     let pages: Vec<_> = (1..=16).map(|n| (page(n), Word::new(slot(n), &page(n)))).collect();
     let (mut harmless, mut missed) = (0, 0);
     for _ in 0..ROUNDS {

@@ -4,6 +4,7 @@ use super::object::{HEADER, place};
 use super::segment::SEGMENT;
 use super::tests::{load, page, slot, store};
 use super::*;
+use crate::random::Random;
 use vswap_core::{NotThere, PAGE_SIZE};
 
 /// What loads said of objects with one to eight flipped bits.
@@ -15,17 +16,6 @@ struct Seen {
     harmless: u32,
     /// Another page came back.
     missed: u32,
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
 }
 
 /// Damages an object `rounds` times, loads it, and mends it.
