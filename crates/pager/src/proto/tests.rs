@@ -10,137 +10,11 @@ use vswap_core::SlotId;
 use super::space::PAGE;
 use super::*;
 
+mod forks;
+mod kernel;
 mod stops;
 
-/// A kernel of one address space: what is registered and present, and whether a change is being counted.
-#[derive(Default)]
-struct Kernel {
-    mappings: Vec<Range<u64>>,
-    registered: RangeSet,
-    present: HashMap<u64, u64>,
-    wiped: RangeSet,
-    changing: bool,
-    next_slot: u64,
-    contents: HashMap<SlotId, u64>,
-    refs: HashMap<SlotId, i64>,
-    log: Vec<Command>,
-    children: Vec<(ChildKey, AddressSpace)>,
-    stops: Vec<String>,
-    closed: Vec<ChildKey>,
-}
-
-impl Kernel {
-    fn execute(&mut self, command: Command) -> Answer {
-        self.log.push(command.clone());
-        match command {
-            Command::Execute(..) => Answer::Done,
-            Command::WipedOnFork(range) => Answer::Wiped(self.wiped.overlaps(&range).collect()),
-            Command::Mapping(at) => Answer::Mapping(
-                self.mappings
-                    .iter()
-                    .filter(|m| m.end > at)
-                    .min_by_key(|m| m.start)
-                    .map(|m| Mapping { range: m.clone(), evictable: true }),
-            ),
-            Command::Register(range) => {
-                for mapping in &self.mappings {
-                    if mapping.start < range.end && range.start < mapping.end {
-                        self.registered.insert(mapping.start.max(range.start)..mapping.end.min(range.end));
-                    }
-                }
-                Answer::Done
-            }
-            Command::Scan(range, most) => {
-                let mut pages: Vec<_> = self.present.keys().copied().filter(|a| range.contains(a)).collect();
-                pages.sort_unstable();
-                pages.truncate(most as usize);
-                let next = pages.last().map_or(range.end, |last| last + PAGE);
-                Answer::Scanned(pages.into_iter().map(|a| a..a + PAGE).collect(), next)
-            }
-            _ if self.changing => match command {
-                Command::Copy { .. } | Command::Zero { .. } => Answer::Installed(0, Stop::Changing),
-                Command::Move(_) => Answer::Moved(Vec::new(), true),
-                _ => Answer::Changing,
-            },
-            Command::Probe => Answer::Done,
-            Command::ProbePage(addr) => {
-                if self.registered.contains(addr) {
-                    Answer::Done
-                } else {
-                    Answer::Refused
-                }
-            }
-            Command::Copy { addr, slots, .. } => {
-                for (i, slot) in slots.iter().enumerate() {
-                    let at = addr + i as u64 * PAGE;
-                    assert!(self.refs[slot] > 0, "a slot is read that nobody holds");
-                    if !self.registered.contains(at) {
-                        return Answer::Installed(i as u64, Stop::Missing);
-                    }
-                    if self.present.contains_key(&at) {
-                        return Answer::Installed(i as u64, Stop::Exists);
-                    }
-                    self.present.insert(at, self.contents[slot]);
-                }
-                Answer::Installed(slots.len() as u64, Stop::Complete)
-            }
-            Command::Zero { addr, pages, .. } => {
-                for i in 0..pages {
-                    let at = addr + i * PAGE;
-                    if !self.registered.contains(at) {
-                        return Answer::Installed(i, Stop::Missing);
-                    }
-                    if self.present.contains_key(&at) {
-                        return Answer::Installed(i, Stop::Exists);
-                    }
-                    self.present.insert(at, 0);
-                }
-                Answer::Installed(pages, Stop::Complete)
-            }
-            Command::Move(runs) => {
-                let mut moved = Vec::new();
-                for addr in runs.into_iter().flat_map(|run| run.step_by(PAGE as usize)) {
-                    assert!(self.registered.contains(addr), "moved out of an unregistered mapping");
-                    let Some(value) = self.present.remove(&addr) else { continue };
-                    self.next_slot += 1;
-                    let slot = SlotId::new(self.next_slot).unwrap();
-                    self.contents.insert(slot, value);
-                    self.refs.insert(slot, 1);
-                    moved.push((addr, slot));
-                }
-                Answer::Moved(moved, false)
-            }
-        }
-    }
-
-    fn run(&mut self, space: &mut AddressSpace) {
-        loop {
-            self.effects(space);
-            let Some(command) = space.next_command() else { break };
-            let answer = self.execute(command);
-            space.answer(answer);
-        }
-        self.effects(space);
-    }
-
-    fn effects(&mut self, space: &mut AddressSpace) {
-        while let Some(effect) = space.effect() {
-            match effect {
-                Effect::Free(slots, _) => slots.iter().for_each(|s| *self.refs.get_mut(s).unwrap() -= 1),
-                Effect::Dup(slots) => slots.iter().for_each(|s| *self.refs.get_mut(s).unwrap() += 1),
-                Effect::Forked(key, child) => self.children.push((key, *child)),
-                Effect::Closed(keys, _) => self.closed.extend(keys),
-                Effect::FailStop(why) => self.stops.push(why),
-                Effect::Served(_) | Effect::Wake(_) => {}
-            }
-        }
-        assert!(self.refs.values().all(|&n| n >= 0), "a slot was freed twice");
-    }
-
-    fn held(&self) -> i64 {
-        self.refs.values().sum()
-    }
-}
+use kernel::Kernel;
 
 const A: u64 = 0x10_0000;
 const B: u64 = 0x20_0000;
@@ -352,49 +226,6 @@ fn a_remap_carries_what_is_owed() {
 }
 
 #[test]
-fn a_child_has_the_table_as_it_was_at_its_place_in_the_window() {
-    let (mut kernel, mut space) = evicted(4);
-    space.input(Input::Unmap(A..A + PAGE)); // read before the fork, perhaps made after it
-    space.input(Input::Fork(ChildKey(9)));
-    space.input(Input::Unmap(A + PAGE..A + 4 * PAGE));
-    kernel.run(&mut space);
-    let (key, mut child) = kernel.children.pop().unwrap();
-    child.input(fault(A + 2 * PAGE));
-    child.input(Input::Drained);
-    kernel.run(&mut child);
-    assert!(kernel.present.is_empty(), "the child waits for the parent's window");
-    drain(&mut kernel, &mut space);
-    assert_eq!((key, kernel.closed.as_slice()), (ChildKey(9), [ChildKey(9)].as_slice()));
-    assert_eq!(space.evicted(), 0);
-    child.input(Input::ParentClosed(Vec::new()));
-    drain(&mut kernel, &mut child);
-    assert_eq!((kernel.present[&(A + 2 * PAGE)], child.evicted(), kernel.held()), (102, 3, 3));
-    assert_eq!(child.counters().probed, 1, "the page unmapped before FORK was asked for");
-}
-
-#[test]
-fn a_child_forgets_what_was_kept_from_it_before_it_registers_anything() {
-    let (mut kernel, mut space) = evicted(4);
-    space.input(Input::Fork(ChildKey(1)));
-    drain(&mut kernel, &mut space);
-    let (_, mut child) = kernel.children.pop().unwrap();
-    child.input(Input::ParentClosed(Vec::new()));
-    drain(&mut kernel, &mut child);
-    // MADV_DONTFORK on the first two pages; the child has mapped something of its own at the first one.
-    kernel.mappings = vec![A..A + PAGE, A + 2 * PAGE..A + 4 * PAGE];
-    kernel.registered.remove(A..A + 2 * PAGE);
-    kernel.present.insert(A, 55);
-    child.input(Input::Evict(1));
-    kernel.run(&mut child);
-    kernel.run(&mut child);
-    assert_eq!(kernel.stops, Vec::<String>::new());
-    assert_eq!(child.evicted(), 3, "two inherited, and the new page at A");
-    child.input(fault(A));
-    kernel.run(&mut child);
-    assert_eq!(kernel.present[&A], 55);
-}
-
-#[test]
 fn without_a_gate_two_mremaps_of_one_window_that_touch_are_a_stop_unless_one_thread_runs() {
     for (sole, stops) in [(false, 1), (true, 0)] {
         let (mut kernel, _) = evicted(1);
@@ -527,48 +358,6 @@ fn zeros_around_a_page_that_is_written_to_are_not_copied_and_a_fault_from_before
 }
 
 #[test]
-fn a_child_reads_zeros_where_its_parent_is_wiped_on_fork() {
-    let mut kernel = Kernel { mappings: vec![A..A + 2 * PAGE], ..Kernel::default() };
-    kernel.present.extend([(A, 1), (A + PAGE, 2)]);
-    kernel.wiped.insert(A..A + PAGE);
-    let mut space = AddressSpace::new(true);
-    space.input(Input::Evict(2));
-    kernel.run(&mut space);
-    space.input(Input::Fork(ChildKey(1)));
-    drain(&mut kernel, &mut space);
-    let (_, mut child) = kernel.children.pop().unwrap();
-    child.input(Input::ParentClosed(Vec::new()));
-    drain(&mut kernel, &mut child);
-    assert_eq!((space.evicted(), child.evicted()), (2, 1));
-    child.input(fault(A));
-    kernel.run(&mut child);
-    assert_eq!(kernel.present[&A], 0);
-}
-
-#[test]
-fn what_grows_out_of_a_wiped_mapping_is_wiped_too() {
-    let mut kernel = Kernel { mappings: vec![A..A + PAGE], ..Kernel::default() };
-    kernel.present.insert(A, 1);
-    kernel.wiped.insert(A..A + PAGE);
-    let mut space = AddressSpace::new(true);
-    space.input(Input::Evict(1));
-    kernel.run(&mut space);
-    space.input(Input::Asked(Ticket(1), mremap(A, PAGE, 2 * PAGE)));
-    kernel.run(&mut space);
-    space.input(Input::Returned(Ticket(1), A as i64));
-    kernel.mappings = vec![A..A + 2 * PAGE];
-    kernel.registered.insert(A..A + 2 * PAGE);
-    kernel.present.insert(A + PAGE, 2);
-    drain(&mut kernel, &mut space);
-    space.input(Input::Evict(1));
-    kernel.run(&mut space);
-    space.input(Input::Fork(ChildKey(1)));
-    drain(&mut kernel, &mut space);
-    let (_, child) = kernel.children.pop().unwrap();
-    assert_eq!((space.evicted(), child.evicted()), (2, 0));
-}
-
-#[test]
 fn what_is_owed_is_forgiven_once_every_thread_has_left_its_madvise_and_no_later_remove_with_it() {
     let (mut kernel, mut space) = evicted(2);
     for page in 0..2 {
@@ -586,71 +375,6 @@ fn what_is_owed_is_forgiven_once_every_thread_has_left_its_madvise_and_no_later_
         kernel.run(&mut space);
     }
     assert_eq!(kernel.present.keys().collect::<Vec<_>>(), [&A], "the second REMOVE is still owed");
-}
-
-#[test]
-fn an_unmap_read_before_a_fork_does_not_hand_wiped_pages_to_the_child() {
-    let mut kernel = Kernel { mappings: vec![A..A + PAGE], ..Kernel::default() };
-    kernel.present.insert(A, 1);
-    kernel.wiped.insert(A..A + PAGE);
-    let mut space = AddressSpace::new(true);
-    space.input(Input::Evict(1));
-    kernel.run(&mut space);
-    space.input(Input::Unmap(A..A + PAGE)); // made after the fork, but delivered first
-    space.input(Input::Fork(ChildKey(1)));
-    kernel.run(&mut space);
-    let (_, child) = kernel.children.pop().unwrap();
-    assert_eq!((space.evicted(), child.evicted()), (1, 0));
-}
-
-#[test]
-fn in_the_child_of_a_fork_beside_an_mremap_a_resident_page_is_right_and_its_slot_stale() {
-    let (mut kernel, mut space) = evicted(3);
-    space.input(Input::Asked(Ticket(1), mremap(B, PAGE, PAGE)));
-    kernel.run(&mut space);
-    space.input(Input::Fork(ChildKey(1)));
-    space.input(Input::Returned(Ticket(1), -12));
-    drain(&mut kernel, &mut space);
-    let (_, mut child) = kernel.children.pop().unwrap();
-    child.input(Input::ParentClosed(Vec::new()));
-    drain(&mut kernel, &mut child);
-    // In the child, two of the pages are what the mremap had brought there.
-    kernel.present.extend([(A, 7), (A + PAGE, 8)]);
-    child.input(fault(A));
-    child.input(Input::Evict(1));
-    kernel.run(&mut child);
-    kernel.run(&mut child);
-    assert_eq!(kernel.stops, Vec::<String>::new());
-    child.input(fault(A + PAGE));
-    kernel.run(&mut child);
-    assert_eq!((kernel.present[&A].max(8), kernel.present[&(A + PAGE)], space.evicted()), (8, 8, 3));
-}
-
-#[test]
-fn what_an_mremap_leaves_mapped_is_still_wiped_on_fork() {
-    // DONTUNMAP takes A to B; what is left at A is wiped on fork as before, and then moves onto B.
-    let mut kernel = Kernel { mappings: vec![A..A + PAGE], ..Kernel::default() };
-    kernel.present.insert(A, 1);
-    kernel.wiped.insert(A..A + PAGE);
-    let mut space = AddressSpace::new(true);
-    space.input(Input::Evict(1));
-    kernel.run(&mut space);
-    for ticket in 1..3 {
-        space.input(Input::Asked(Ticket(ticket), mremap(A, PAGE, PAGE)));
-        kernel.run(&mut space);
-        space.input(Input::Remap { from: A, to: B, len: PAGE });
-        space.input(Input::Returned(Ticket(ticket), B as i64));
-        drain(&mut kernel, &mut space);
-    }
-    kernel.mappings = vec![B..B + PAGE];
-    kernel.registered.insert(B..B + PAGE);
-    kernel.present.insert(B, 2);
-    space.input(Input::Evict(1));
-    kernel.run(&mut space);
-    space.input(Input::Fork(ChildKey(1)));
-    drain(&mut kernel, &mut space);
-    let (_, child) = kernel.children.pop().unwrap();
-    assert_eq!((space.evicted(), child.evicted()), (1, 0));
 }
 
 #[test]
@@ -673,62 +397,6 @@ fn without_a_gate_what_one_thread_unmapped_and_grew_over_does_not_move_on() {
         kernel.run(&mut space);
         assert_eq!(kernel.present[&(B + page * PAGE)], value);
     }
-}
-
-#[test]
-fn a_recall_brings_everything_back_in_turns() {
-    let (mut kernel, mut space) = evicted(40);
-    space.input(Input::Recall(33));
-    kernel.run(&mut space);
-    assert_eq!((space.evicted(), kernel.held()), (7, 7));
-    space.input(Input::Recall(33));
-    kernel.run(&mut space);
-    assert_eq!((space.evicted(), space.counters().recalled), (0, 40));
-    assert!((0..40).all(|i| kernel.present[&(A + i * PAGE)] == 100 + i));
-}
-
-#[test]
-fn a_recall_waits_for_changes_and_does_not_cross_mappings() {
-    let (mut kernel, mut space) = evicted(4);
-    kernel.changing = true;
-    space.input(Input::Recall(8));
-    kernel.run(&mut space);
-    assert_eq!(space.evicted(), 4, "nothing is installed while a change is under way");
-    // What the change was: the second half has gone.
-    let gone = A + 2 * PAGE..A + 4 * PAGE;
-    space.input(Input::Unmap(gone.clone()));
-    (kernel.changing, kernel.mappings) = (false, vec![A..A + 2 * PAGE]);
-    kernel.registered.remove(gone);
-    drain(&mut kernel, &mut space);
-    space.input(Input::Recall(8));
-    kernel.run(&mut space);
-    assert_eq!((space.evicted(), kernel.held(), kernel.present.len()), (0, 0, 2));
-}
-
-#[test]
-fn a_recall_onto_a_present_page_is_a_stop() {
-    let (mut kernel, mut space) = evicted(1);
-    kernel.present.insert(A, 5);
-    space.input(Input::Recall(1));
-    kernel.run(&mut space);
-    assert_eq!(kernel.stops.len(), 1);
-}
-
-#[test]
-fn a_child_is_served_only_what_is_mapped_there() {
-    let (mut kernel, mut space) = evicted(2);
-    space.input(Input::Fork(ChildKey(1)));
-    drain(&mut kernel, &mut space);
-    let (_, mut child) = kernel.children.pop().unwrap();
-    child.input(fault(A));
-    child.input(Input::ParentClosed(Vec::new()));
-    assert!(!child.verified());
-    // MADV_DONTFORK on the second page.
-    kernel.mappings = vec![A..A + PAGE];
-    kernel.registered.remove(A + PAGE..A + 2 * PAGE);
-    drain(&mut kernel, &mut child);
-    assert!(child.verified());
-    assert_eq!((kernel.present[&A], child.evicted()), (100, 0), "the other slot is gone");
 }
 
 #[test]
