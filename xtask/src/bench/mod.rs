@@ -51,12 +51,9 @@ impl Bench {
                     continue;
                 }
                 let memory = if side == Side::Vswap { equal } else { limit };
-                let run = match first.take() {
-                    Some(natural) if side == Side::Plain => Ok(natural),
-                    other => {
-                        first = other;
-                        self.place.run(work, side, memory, &mut expected)
-                    }
+                let run = match first.take_if(|_| side == Side::Plain) {
+                    Some(natural) => Ok(natural),
+                    None => self.place.run(work, side, memory, &mut expected),
                 };
                 if let (Side::Zram, Ok(run)) = (side, &run) {
                     equal = run.seen.peak;

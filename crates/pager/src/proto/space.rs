@@ -244,7 +244,7 @@ impl AddressSpace {
             Input::Remove(range) => self.discard(range),
             Input::Remap { from, to, len } => self.remap(from, to, len),
             Input::Fork(key) => {
-                self.history.note(What::Forked, &(0..1 << 47));
+                self.history.note(What::Forked, &(0..u64::MAX));
                 self.fork(key);
             }
             Input::Drained => {
