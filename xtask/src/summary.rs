@@ -30,6 +30,11 @@ impl Summary {
             .ok_or_else(|| format!("{path} is not a number"))
     }
 
+    /// A yes or no by its name.
+    pub(crate) fn is(&self, name: &str) -> Option<bool> {
+        self.value.get(name)?.as_bool()
+    }
+
     /// Faults of one kind: soft, pool, file or zero.
     pub(crate) fn faults(&self, kind: &str) -> Result<u64, String> {
         self.number(&format!("faults.{kind}.count"))
