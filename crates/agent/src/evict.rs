@@ -3,7 +3,8 @@
 //! Page `i` of the batch goes to page `i` of staging and of the ring. Whether a page was moved is never taken from what
 //! UFFDIO_MOVE returned: Linux 6.18 can report an error, or too small a count, for pages that it did move. Staging
 //! was empty before, so what staging's pagemap shows now is the truth: present, or *swapped*, which is also how a
-//! page looks while it is being compacted.
+//! page looks while it is being compacted. Only an mlockall of the program puts pages there as well, of zeros; and those are
+//! not reported as moved.
 //!
 //! The pager reads no event while pages move, unless it has seen this thread inside an madvise after it had sent Halt: so
 //! whenever an madvise returns, and pages could still be moved, we look for that.
@@ -49,9 +50,19 @@ struct Register {
 struct Outcome {
     again: bool,
     first_errno: Errno,
+    /// Pages of the MOVEs that succeeded. What else is in staging may also have come there by an mlockall.
+    certain: [u64; MOVED_WORDS],
 }
 
 impl Outcome {
+    fn certainly_moved(&mut self, first: u64, pages: u64) {
+        for index in first..first + pages {
+            if let Some(word) = self.certain.get_mut(index as usize / 64) {
+                *word |= 1 << (index % 64);
+            }
+        }
+    }
+
     fn note(&mut self, errno: Errno) {
         if self.first_errno == 0 {
             self.first_errno = errno;
@@ -81,8 +92,8 @@ impl State {
             }
             position += u64::from(run.pages);
         }
-        let moved = self.copy_out(position);
-        if moved != [0; MOVED_WORDS] {
+        let (moved, filled) = self.copy_out(position, &outcome.certain);
+        if filled {
             self.staging_used = true;
             if let Err(errno) = self.empty_staging() {
                 outcome.note(errno);
@@ -104,7 +115,10 @@ impl State {
             let from = run.address + done * PAGE;
             let to = self.staging + (position + done) * PAGE;
             let left = pages - done;
-            let Err(errno) = self.move_pages(from, to, left) else { return };
+            let Err(errno) = self.move_pages(from, to, left) else {
+                outcome.certainly_moved(position + done, left);
+                return;
+            };
             let progress = self.present_pages(to, left);
             if progress > 0 {
                 // What stopped it is the next page's matter, and the next call will say.
@@ -161,29 +175,30 @@ impl State {
         unsafe { call(nr::IOCTL, &args) }.map(drop)
     }
 
-    /// Copies the pages of staging that hold something to the ring and returns which these are.
-    fn copy_out(&self, pages: u64) -> [u64; MOVED_WORDS] {
-        let mut moved = [0; MOVED_WORDS];
+    /// Copies to the ring what has moved to staging; returns which pages these are, and whether there was anything in staging.
+    fn copy_out(&self, pages: u64, certain: &[u64; MOVED_WORDS]) -> ([u64; MOVED_WORDS], bool) {
+        let (mut moved, mut filled) = ([0; MOVED_WORDS], false);
         let mut entries = [0; BATCH_PAGES];
         for (index, entry) in self.pagemap(self.staging, pages, &mut entries).iter().enumerate() {
             if !is_there(*entry) {
                 continue;
             }
-            if let Some(word) = moved.get_mut(index / 64) {
-                *word |= 1 << (index % 64);
+            filled = true;
+            let (word, bit) = (index / 64, 1 << (index % 64));
+            let from = (self.staging + index as u64 * PAGE) as *const u8;
+            // A page of zeros that nobody answers for reads as zeros, whether it has moved or not.
+            if certain.get(word).is_none_or(|certain| certain & bit == 0) && is_zero(from) {
+                continue;
             }
-            let offset = index as u64 * PAGE;
+            if let Some(word) = moved.get_mut(word) {
+                *word |= bit;
+            }
+            let to = (self.ring + index as u64 * PAGE) as *mut u8;
             // SAFETY: both pages lie in our own mappings, which do not overlap; only the pager, a process of its own,
             // also looks at the ring, and not before it has the answer.
-            unsafe {
-                core::ptr::copy_nonoverlapping(
-                    (self.staging + offset) as *const u8,
-                    (self.ring + offset) as *mut u8,
-                    PAGE as usize,
-                );
-            }
+            unsafe { core::ptr::copy_nonoverlapping(from, to, PAGE as usize) };
         }
-        moved
+        (moved, filled)
     }
 
     /// Drops all pages of staging. Staging is not registered meanwhile: so no event is raised, which would
@@ -230,6 +245,13 @@ impl State {
         }
         wanted
     }
+}
+
+/// Whether the page of staging at this address, which is there, holds zeros.
+fn is_zero(page: *const u8) -> bool {
+    let words = page.cast::<u64>();
+    // SAFETY: a page of our own mapping, aligned, which this thread alone writes to.
+    (0..PAGE as usize / size_of::<u64>()).all(|index| unsafe { words.add(index).read() } == 0)
 }
 
 fn is_there(entry: u64) -> bool {
