@@ -115,10 +115,15 @@ pub(crate) fn program(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/programs").join(name)
 }
 
-/// A test program in C, built.
+/// A test program in C, a file or a directory of them, built.
 pub(crate) fn compiled(dir: &Scratch, name: &str) -> PathBuf {
     let binary = dir.file(name.trim_end_matches(".c"));
-    let built = Command::new("cc").args(["-O2", "-pthread", "-o"]).arg(&binary).arg(program(name)).status();
+    let sources = match fs::read_dir(program(name)) {
+        Ok(entries) => entries.map(|entry| entry.expect("our sources").path()).collect(),
+        Err(_) => vec![program(name)],
+    };
+    let sources = sources.iter().filter(|path| path.extension().is_some_and(|kind| kind == "c"));
+    let built = Command::new("cc").args(["-O2", "-pthread", "-o"]).arg(&binary).args(sources).status();
     assert!(built.expect("a C compiler").success(), "{name}");
     binary
 }

@@ -24,4 +24,5 @@ mod texts;
 mod trace;
 mod tree;
 mod user;
+mod usual;
 mod watchdog;

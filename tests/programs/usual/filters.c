@@ -1,0 +1,69 @@
+// Programs with a system call filter of their own, which end at any call that they do not expect.
+#include "usual.h"
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+
+#define NR BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr))
+#define ALLOW(nr) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, nr, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
+#define ELSE(what) BPF_STMT(BPF_RET | BPF_K, what)
+#define INSTALL(filter, flags) install(filter, sizeof filter / sizeof *(filter), flags)
+
+static void install(struct sock_filter *filter, size_t length, unsigned flags)
+{
+	struct sock_fprog program = {(unsigned short)length, filter};
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+		fail("no_new_privs");
+	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program) != 0)
+		fail("seccomp");
+}
+
+// What the C library of a program that works on its memory needs, and no more.
+#define WORKS                                                                                                          \
+	NR, ALLOW(SYS_read), ALLOW(SYS_write), ALLOW(SYS_mmap), ALLOW(SYS_munmap), ALLOW(SYS_madvise), ALLOW(SYS_brk),   \
+		ALLOW(SYS_mremap), ALLOW(SYS_exit_group), ALLOW(SYS_exit), ALLOW(SYS_futex), ALLOW(SYS_openat),          \
+		ALLOW(SYS_close), ALLOW(SYS_pread64), ALLOW(SYS_rt_sigprocmask), ALLOW(SYS_fstat), ALLOW(SYS_newfstatat), \
+		ALLOW(SYS_getpid)
+static void work(uint64_t salt, const char *when)
+{
+	uint64_t *memory = take(salt);
+	press(when, memory);
+	memory = mremap(memory, (size_t)PAGES * PAGE, (size_t)2 * PAGES * PAGE, MREMAP_MAYMOVE);
+	if (memory == MAP_FAILED)
+		fail("mremap");
+	verify(memory, salt, when);
+	fill(memory + (size_t)PAGES * WORDS, salt + 1);
+	press_only();
+	verify(memory + (size_t)PAGES * WORDS, salt + 1, when);
+}
+
+// Of the calling thread alone: whatever other threads do is not its business.
+void check_filter(void)
+{
+	uint64_t *memory = take(71);
+	press("filter", memory);
+	pid_t child = fork();
+	if (child == 0) {
+		struct sock_filter filter[] = {WORKS, ELSE(SECCOMP_RET_KILL_PROCESS)};
+		INSTALL(filter, 0);
+		verify(memory, 71, "inherited, behind a filter");
+		work(72, "behind a filter");
+		_exit(0);
+	}
+	expect_child(child, 0, "a child with a filter");
+	// The filter bites.
+	child = fork();
+	if (child == 0) {
+		struct sock_filter filter[] = {WORKS, ELSE(SECCOMP_RET_KILL_PROCESS)};
+		INSTALL(filter, 0);
+		syscall(SYS_getuid);
+		_exit(0);
+	}
+	int status;
+	if (waitpid(child, &status, 0) != child || !WIFSIGNALED(status) || WTERMSIG(status) != 31 /* SIGSYS */) {
+		fprintf(stderr, "usual: WRONG a filter that does not bite: %#x\n", status);
+		exit(1);
+	}
+	verify(memory, 71, "without the filter");
+}
