@@ -8,11 +8,14 @@
 //! batches of 64 into an empty pool, the system's page faults for fresh segments included.
 #![allow(missing_docs)]
 
-use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
 use std::hint::black_box;
 use std::time::Instant;
 use vswap_core::{Location, PAGE_SIZE, Page, SlotId, Tier};
 use vswap_tiers::Pool;
+use zstd::bulk::{Compressor, Decompressor};
+
+/// The pool's.
+const LEVEL: i32 = -1;
 
 const NAMES: [&str; 5] = ["compress alone", "store", "decompress alone", "load", "release"];
 
@@ -40,13 +43,13 @@ fn round(pages: &[&Page], rounds: &mut [Vec<f64>; 5]) -> (u64, u64) {
         f();
         rounds[which].push(start.elapsed().as_nanos() as f64 / pages.len() as f64);
     };
-    let mut compressed = vec![[0; get_maximum_output_size(PAGE_SIZE)]; pages.len()];
+    let mut compressed = vec![[0; 2 * PAGE_SIZE]; pages.len()];
     let mut lengths = Vec::new();
-    let mut table = CompressTable::small();
+    let mut compressor = Compressor::new(LEVEL).expect("a level");
     time(0, &mut || {
         lengths.clear();
         for (page, out) in pages.iter().zip(&mut compressed) {
-            lengths.push(compress_into_with_table(&page[..], out, &mut table).expect("room"));
+            lengths.push(compressor.compress_to_buffer(&page[..], out).expect("room"));
         }
     });
 
@@ -64,9 +67,11 @@ fn round(pages: &[&Page], rounds: &mut [Vec<f64>; 5]) -> (u64, u64) {
     // The same pseudo-random order for both.
     let order: Vec<usize> = (0..pages.len()).map(|i| i * 7919 % pages.len()).collect();
     let mut into = [0; PAGE_SIZE];
+    let mut decompressor = Decompressor::new().expect("memory");
     time(2, &mut || {
         for i in &order {
-            assert_eq!(decompress_into(&compressed[*i][..lengths[*i]], &mut into).expect("valid"), PAGE_SIZE);
+            let bytes = &compressed[*i][..lengths[*i]];
+            assert_eq!(decompressor.decompress_to_buffer(bytes, &mut into[..]).expect("valid"), PAGE_SIZE);
             black_box(&into);
         }
     });

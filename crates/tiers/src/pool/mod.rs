@@ -25,7 +25,7 @@ mod segment;
 #[cfg(test)]
 mod tests;
 
-use crate::compress::{Compressor, filled_word};
+use crate::compress::{Codec, filled_word};
 use crate::table::Table;
 use age::Cursor;
 use clean::Cleaner;
@@ -99,6 +99,7 @@ struct Registry {
 pub struct Pool {
     cleaning: Cleaning,
     width: Width,
+    codec: Codec,
     table: Table<RwLock<Segment>>,
     /// The segment each shard appends to.
     shards: [Mutex<Option<u32>>; SHARDS],
@@ -132,6 +133,7 @@ impl Pool {
         Self {
             cleaning,
             width: Width::default(),
+            codec: Codec::new(),
             table: Table::new(),
             shards: Default::default(),
             registry: Mutex::default(),
@@ -302,21 +304,25 @@ impl Tier for Pool {
     }
 
     fn store(&self, pages: &[(SlotId, &Page)], out: &mut Vec<Result<Location, StoreError>>) {
-        let mut compressor = Compressor::new();
-        for (slot, page) in pages {
-            out.push(match filled_word(page) {
-                Some(word) => self.append(*slot, &word.to_le_bytes()),
-                None => match compressor.compress(page) {
-                    Some(payload) => self.append(*slot, payload),
-                    None => Err(StoreError::Incompressible),
-                },
-            });
+        let stored = self.codec.with_compressor(|compressor| {
+            for (slot, page) in pages {
+                out.push(match filled_word(page) {
+                    Some(word) => self.append(*slot, &word.to_le_bytes()),
+                    None => match compressor.compress(page) {
+                        Some(payload) => self.append(*slot, payload),
+                        None => Err(StoreError::Incompressible),
+                    },
+                });
+            }
+        });
+        if stored.is_none() {
+            out.extend(pages.iter().map(|_| Err(StoreError::Full)));
         }
     }
 
     fn load(&self, slot: SlotId, at: Location, into: &mut Page) -> Result<(), LoadError> {
         let (index, offset) = place(at);
-        self.segment(index).ok_or(LoadError::Stale)?.read().load(slot, offset, self.width, into)
+        self.segment(index).ok_or(LoadError::Stale)?.read().load(slot, offset, self.width, &self.codec, into)
     }
 
     fn release(&self, slot: SlotId, at: Location) -> Result<(), NotThere> {

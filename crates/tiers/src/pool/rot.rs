@@ -56,7 +56,7 @@ fn torment(pool: &Pool, rounds: u32) -> Seen {
 fn random_flips_are_seen_at_the_rate_of_the_checks_width() {
     const ROUNDS: u32 = 400_000;
     let seen = torment(&Pool::new(16 << 20), ROUNDS);
-    // LZ4 sees most of those that the check misses, and what hits the slot is always seen.
+    // The decompressor sees many of those that the check misses, and what hits the slot is always seen.
     assert!((1..=ROUNDS / 4096 * 5 / 4).contains(&seen.missed), "{seen:?}");
     assert!(seen.harmless < ROUNDS / 1000 && seen.stale > ROUNDS / 200, "{seen:?}");
     let seen = torment(&Pool::new(16 << 20).with_wide_check(), ROUNDS);

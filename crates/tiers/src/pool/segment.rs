@@ -22,7 +22,7 @@
 //! another object before `Owner::relocate` has compared it. Offsets of a sealed segment are never used again either.
 
 use super::object::{Body, HEADER, Header, Width};
-use crate::compress::{decompress, fill};
+use crate::compress::{Codec, fill};
 use memmap2::{Advice, MmapMut};
 use vswap_core::{LoadError, NotThere, PAGE_SIZE, Page, SlotId};
 
@@ -152,6 +152,7 @@ impl Segment {
         slot: SlotId,
         offset: u32,
         width: Width,
+        codec: &Codec,
         into: &mut Page,
     ) -> Result<(), LoadError> {
         let header = self.header(offset).filter(|h| h.slot() == Some(slot)).ok_or(LoadError::Stale)?;
@@ -159,7 +160,7 @@ impl Segment {
         let body = body.filter(|body| header.verify(slot, body)).ok_or(LoadError::Corrupt)?;
         match <[u8; 8]>::try_from(body.payload) {
             Ok(word) => fill(u64::from_le_bytes(word), into),
-            Err(_) if decompress(body.payload, into) => {}
+            Err(_) if codec.decompress(body.payload, into) => {}
             Err(_) => return Err(LoadError::Corrupt),
         }
         Ok(())

@@ -116,7 +116,7 @@ fn every_rotten_bit_is_seen_or_harmless() {
     }
     assert_eq!(stale, 40, "bits of the header's slot");
     assert!(corrupt > (size - HEADER - 7) * 8 - 40, "{corrupt}");
-    // One in 4096 of some 11000 bits, when LZ4 accepts it too.
+    // One in 4096 of some 11000 bits, when the decompressor accepts it too.
     assert!(missed <= 12, "{missed} wrong pages came back of {}", size * 8);
     load(&pool, 1, at).expect("as it was");
 }
