@@ -207,8 +207,8 @@ impl Governor {
             }
         }
         let wished = self.shared.wish.missing(self.shared.meters.evictions.load(Relaxed));
-        if room < 2 * headroom as i64 {
-            let pages = (5 * headroom as i64 / 2 - room).max(0) as u64 / PAGE * 10 / YIELD_IN_TEN;
+        if room < headroom as i64 {
+            let pages = (3 * headroom as i64 / 2 - room).max(0) as u64 / PAGE * 10 / YIELD_IN_TEN;
             self.reclaim(&tenants, pages.max(wished));
         } else if wished > 0 {
             self.reclaim(&tenants, wished);
