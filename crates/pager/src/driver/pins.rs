@@ -21,17 +21,26 @@ const ABOVE: u64 = 2;
 pub struct Pins {
     pinned: RangeSet,
     threads: Vec<u32>,
+    fresh: bool,
 }
 
 impl Pins {
-    /// Looks at the threads of `pid` again, and keeps `stack_top` as well.
-    pub fn refresh(&mut self, pid: u32, stack_top: Option<Range<u64>>) {
+    /// From now on a look is out of date: once for each turn and each batch, since a look costs two system calls a thread.
+    pub fn outdate(&mut self) {
+        self.fresh = false;
+    }
+
+    /// Looks at the threads of `pid` again, unless the last look still holds.
+    pub fn refresh(&mut self, pid: u32) {
+        if self.fresh {
+            return;
+        }
         self.threads.clear();
         if process::threads(pid, &mut self.threads).is_err() {
             return;
         }
+        self.fresh = true;
         self.pinned.clear();
-        self.pinned.insert(stack_top.unwrap_or_default());
         for &tid in &self.threads {
             if let Ok(head) = process::robust_list_head(tid)
                 && head != 0
@@ -42,8 +51,12 @@ impl Pins {
         }
     }
 
-    /// The parts of `run` that may leave.
-    pub fn gaps(&self, run: &Range<u64>) -> Vec<Range<u64>> {
-        self.pinned.gaps(run)
+    /// The parts of `run` that may leave, if `stack_top` has to stay as well.
+    pub fn gaps(&self, run: &Range<u64>, stack_top: &Range<u64>) -> Vec<Range<u64>> {
+        let parts = self.pinned.gaps(run).into_iter();
+        let below_and_above = |part: Range<u64>| {
+            [part.start..part.end.min(stack_top.start), part.start.max(stack_top.end)..part.end]
+        };
+        parts.flat_map(below_and_above).filter(|part| part.start < part.end).collect()
     }
 }

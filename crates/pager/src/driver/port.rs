@@ -47,11 +47,10 @@ pub struct Port {
     /// The program has used MADV_WIPEONFORK.
     pub may_wipe: bool,
     /// The top of the mapping that was asked for last, if a guard below it says that it may be a stack.
-    stack_top: Option<Range<u64>>,
+    stack_top: Range<u64>,
     maps: Option<Maps>,
     pagemap: Option<Pagemap>,
     pins: Pins,
-    /// Pages on their way in.
     /// The kernel refuses to install pages since.
     refused_since: Option<Instant>,
     sources: Vec<Result<Source, vswap_core::LoadFailure>>,
@@ -76,7 +75,7 @@ impl Port {
             last_source: None,
             stashed: VecDeque::new(),
             may_wipe: false,
-            stack_top: None,
+            stack_top: 0..0,
             maps: None,
             pagemap: None,
             pins: Pins::default(),
@@ -115,6 +114,11 @@ impl Port {
     pub fn set_agent(&mut self, agent: Agent) {
         self.look_into();
         self.agent = Some(agent);
+    }
+
+    /// A turn begins: threads may have come and gone.
+    pub fn turn(&mut self) {
+        self.pins.outdate();
     }
 
     /// Whether asking for evictions makes sense.
@@ -272,30 +276,28 @@ impl Port {
     fn mapping(&mut self, at: u64) -> Answer {
         let Some(maps) = &mut self.maps else { return Answer::Refused };
         let Ok(found) = maps.next_at_or_after(at) else { return Answer::Refused };
-        self.stack_top = None;
-        if let Some(mapping) = &found
-            && mapping.range.end - mapping.range.start <= STACK_MAX
-            && let Ok(Some(below)) = maps.next_at_or_after(mapping.range.start.saturating_sub(1))
-            && below.range.end == mapping.range.start
+        let Some(mapping) = found else { return Answer::Mapping(None) };
+        let range = mapping.range;
+        let ours = self.agent.as_ref().is_some_and(|a| a.area.start < range.end && range.start < a.area.end);
+        let evictable = mapping.read
+            && mapping.write
+            && !mapping.exec
+            && !mapping.shared
+            && matches!(mapping.kind, Kind::Anon | Kind::Heap)
+            && range.end - range.start >= SMALL
+            && !ours
+            && !range.contains(&self.beacon);
+        self.stack_top = 0..0;
+        if evictable
+            && range.end - range.start <= STACK_MAX
+            && let Ok(Some(below)) = maps.next_at_or_after(range.start.saturating_sub(1))
+            && below.range.end == range.start
             && !below.read
             && !below.write
         {
-            self.stack_top = Some(mapping.range.end - STACK_TOP..mapping.range.end);
+            self.stack_top = range.end - STACK_TOP..range.end;
         }
-        Answer::Mapping(found.map(|mapping| {
-            let range = mapping.range;
-            let ours =
-                self.agent.as_ref().is_some_and(|a| a.area.start < range.end && range.start < a.area.end);
-            let evictable = mapping.read
-                && mapping.write
-                && !mapping.exec
-                && !mapping.shared
-                && matches!(mapping.kind, Kind::Anon | Kind::Heap)
-                && range.end - range.start >= SMALL
-                && !ours
-                && !range.contains(&self.beacon);
-            Mapping { range, evictable }
-        }))
+        Answer::Mapping(Some(Mapping { range, evictable }))
     }
 
     fn scan(&mut self, range: Range<u64>, most: u64) -> Answer {
@@ -305,8 +307,8 @@ impl Port {
             Some(Ok(next)) => next,
             _ => return Answer::Scanned(Vec::new(), end),
         };
-        self.pins.refresh(self.tenant.pid.load(Relaxed), self.stack_top.clone());
-        let runs = runs.iter().flat_map(|run| self.pins.gaps(run)).collect();
+        self.pins.refresh(self.tenant.pid.load(Relaxed));
+        let runs = runs.iter().flat_map(|run| self.pins.gaps(run, &self.stack_top)).collect();
         Answer::Scanned(runs, next)
     }
 

@@ -112,17 +112,17 @@ impl PageTable {
 
     /// Addresses and entries of `range`, in order.
     pub fn iter(&self, range: Range<u64>) -> impl Iterator<Item = (u64, Entry)> + '_ {
-        let first = split(range.start).0;
-        let last = range.end.div_ceil(CHUNK_PAGES * PAGE).max(first);
-        self.chunks
-            .range(first..last)
-            .flat_map(|(&number, chunk)| {
-                let base = number * CHUNK_PAGES * PAGE;
-                chunk.words.iter().enumerate().filter_map(move |(index, &word)| {
-                    Some((base + index as u64 * PAGE, Entry::decode(word)?))
-                })
+        let (first, end) = (range.start.div_ceil(PAGE), range.end.div_ceil(PAGE));
+        let last = end.div_ceil(CHUNK_PAGES).max(first / CHUNK_PAGES);
+        self.chunks.range(first / CHUNK_PAGES..last).flat_map(move |(&number, chunk)| {
+            let base = number * CHUNK_PAGES;
+            let from = first.saturating_sub(base).min(CHUNK_PAGES);
+            let to = (end - base).min(CHUNK_PAGES).max(from);
+            let words = chunk.words[from as usize..to as usize].iter().enumerate();
+            words.filter_map(move |(index, &word)| {
+                Some(((base + from + index as u64) * PAGE, Entry::decode(word)?))
             })
-            .filter(move |(addr, _)| range.contains(addr))
+        })
     }
 
     /// All addresses and entries, in order.

@@ -54,6 +54,7 @@ impl Port {
     /// Moves pages into the agent's staging area and from there into slots.
     pub(super) fn take_out(&mut self, runs: &[Range<u64>]) -> Answer {
         let nothing = Answer::Moved(Vec::new(), false);
+        self.pins.outdate();
         if !self.can_evict() {
             return nothing;
         }
