@@ -18,7 +18,7 @@ fn a_vfork_child_moves_its_parents_memory_and_nobody_waits_for_it() {
     assert!(took < ROUNDS * 1000 / 2, "{took} ms for {ROUNDS} calls: {}", stderr(&done));
     let figures: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     let summary = &figures["summary"];
-    assert!(summary["evictions"].as_u64().unwrap() > 2000, "{summary}");
+    assert!(summary["evictions"].as_u64().unwrap() > 200, "{summary}");
     assert!(summary["mremaps"].as_u64().unwrap() >= ROUNDS, "{summary}");
     assert_eq!(summary["fail_stops"], 0, "{summary}");
 }
