@@ -5,27 +5,46 @@
 //! with what is mapped. What it might take away untold is brought back first (below guard pages and wipe-on-fork, and where an
 //! mremap would grow in place: what is not mapped there is dropped): the kernel deals with what is resident, and nothing
 //! leaves an address space without an agent. What grows and moves, a REMAP tells of.
+//!
+//! The madvise calls are no better where there is an agent: what it says comes after the FORK of another thread, and then the
+//! child would hold slots under guard pages, or of what was wiped. So they too find everything resident, and nothing leaves before
+//! their window has closed.
+
+use std::ops::Range;
 
 use super::message::{Call, Ticket};
 use super::space::{AddressSpace, Job, PAGE};
 use super::streams::MAX_WINDOW;
 
 impl AddressSpace {
-    /// The next step towards letting a call go.
-    pub(super) fn let_go(&mut self, ticket: Ticket, call: Call) -> Job {
-        let range = match call {
-            Call::Madvise { start, len, .. } => start & !(PAGE - 1)..start.saturating_add(len),
+    /// What a call changes untold, or too late.
+    fn untold_of(&self, call: &Call) -> Option<Range<u64>> {
+        match *call {
+            Call::Madvise { .. } if self.has_agent && !self.rules.guard => None,
+            Call::Madvise { start, len, .. } => Some(start & !(PAGE - 1)..start.saturating_add(len)),
+            Call::Mremap(_) if self.has_agent => None,
             Call::Mremap(call) => {
-                call.old.saturating_add(call.old_len)..call.old.saturating_add(call.new_len)
+                Some(call.old.saturating_add(call.old_len)..call.old.saturating_add(call.new_len))
             }
-        };
-        let first = self.table.iter(range.clone()).next();
-        if let Some((addr, _)) = first {
-            let slots = (addr..range.end).step_by(PAGE as usize).take(MAX_WINDOW as usize);
-            let slots = slots.map_while(|addr| self.table.get(addr)).map(|entry| entry.slot).collect();
-            self.asked.push_front((ticket, call));
-            return Job::Recalling { addr, slots };
         }
+    }
+
+    /// Whether something has to come back before a call.
+    pub(super) fn takes_untold(&self, call: &Call) -> bool {
+        self.untold_of(call).is_some_and(|range| self.table.iter(range).next().is_some())
+    }
+
+    /// The next step of that.
+    pub(super) fn bring_back(&self, call: &Call) -> Option<Job> {
+        let range = self.untold_of(call)?;
+        let (addr, _) = self.table.iter(range.clone()).next()?;
+        let slots = (addr..range.end).step_by(PAGE as usize).take(MAX_WINDOW as usize);
+        let slots = slots.map_while(|addr| self.table.get(addr)).map(|entry| entry.slot).collect();
+        Some(Job::Recalling { addr, slots })
+    }
+
+    /// Lets a call go.
+    pub(super) fn let_go(&mut self, ticket: Ticket, call: Call) -> Job {
         if let Call::Mremap(call) = call {
             self.loose.retain(|loose| loose.old != call.old);
             self.loose.push(call);

@@ -82,7 +82,7 @@ pub enum Input {
     Drained,
     /// A thread waits at the gate.
     Asked(Ticket, Call),
-    /// Guard pages were found here by the granted call: what was here is gone.
+    /// The granted call has made guard pages here: faults from before are out of date.
     Guarded(Range<u64>),
     /// In the first range, a forked child reads zeros in these parts and what the parent has in the rest.
     WipedOnFork(Range<u64>, Vec<Range<u64>>),

@@ -170,11 +170,6 @@ impl AddressSpace {
         self.held.len()
     }
 
-    /// Addresses of the evicted pages of a range.
-    pub fn evicted_in(&self, range: Range<u64>) -> Vec<u64> {
-        self.table.addrs(range)
-    }
-
     /// The page that a slot is for. Slow.
     pub fn place_of(&self, slot: SlotId) -> Option<u64> {
         self.table.all().find(|(_, entry)| entry.slot == slot).map(|(addr, _)| addr)
@@ -331,12 +326,15 @@ impl AddressSpace {
 
     fn choose(&mut self) -> Option<Job> {
         let unverified = self.unverified();
-        let may_grant = self.has_agent || self.window.is_none();
         if self.granted.is_none()
             && !unverified
-            && may_grant
-            && let Some((ticket, call)) = self.asked.pop_front()
+            && let Some(&(ticket, call)) = self.asked.front()
+            && (self.window.is_none() || (self.has_agent && !self.takes_untold(&call)))
         {
+            if let Some(job) = self.bring_back(&call) {
+                return Some(job);
+            }
+            self.asked.pop_front();
             if !self.has_agent {
                 return Some(self.let_go(ticket, call));
             }

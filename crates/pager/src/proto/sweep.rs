@@ -201,7 +201,7 @@ impl AddressSpace {
     }
 
     /// Whether the model knows anything of a range.
-    fn holds(&self, range: &Range<u64>) -> bool {
+    pub(super) fn holds(&self, range: &Range<u64>) -> bool {
         self.registered.intersects(range)
             || self.owed.intersects(range)
             || self.table.iter(range.clone()).next().is_some()

@@ -128,6 +128,7 @@ impl AddressSpace {
                 self.drop_slots(addr - to + from..addr - to + from + PAGE);
             }
         }
+        let known = self.holds(&source);
         for addr in self.table.addrs(source.clone()) {
             if let Some(entry) = self.table.remove(addr) {
                 self.table.insert(addr - from + to, Entry { dead: false, arrived: true, ..entry });
@@ -147,7 +148,12 @@ impl AddressSpace {
             self.wiped.insert(part.start - from + to..part.end - from + to);
         }
         self.registered.remove(source);
-        self.registered.insert(target);
+        if known {
+            self.registered.insert(target);
+        } else {
+            // Registered it is, but what a forked child would read there was never asked: the next sweep does.
+            self.registered.remove(target);
+        }
         if !granted {
             self.moved_untold(from, to);
         }

@@ -42,12 +42,14 @@ impl Server {
         if let Call::Madvise { start, len, advice } = what {
             let range =
                 start & !(PAGE - 1)..start.saturating_add(len).min(wire::USER_END).next_multiple_of(PAGE);
-            if advice == GUARD_INSTALL {
-                // A call that failed may have been half done.
-                for addr in self.space.evicted_in(range) {
-                    if result == 0 || self.port.is_guard(addr) {
-                        self.space.input(Input::Guarded(addr..addr + PAGE));
-                    }
+            if advice == GUARD_INSTALL && result == 0 {
+                self.space.input(Input::Guarded(range));
+            } else if advice == GUARD_INSTALL {
+                // It may have been half done.
+                let waiting = self.space.waiting().map(|(fault, _)| fault.addr & !(PAGE - 1));
+                let waiting: Vec<_> = waiting.filter(|addr| range.contains(addr)).collect();
+                for addr in waiting.into_iter().filter(|&addr| self.port.is_guard(addr)) {
+                    self.space.input(Input::Guarded(addr..addr + PAGE));
                 }
             } else {
                 let parts = self.port.wiped(&range);

@@ -144,6 +144,7 @@ fn what_an_mremap_leaves_mapped_is_still_wiped_on_fork() {
     kernel.mappings = vec![B..B + PAGE];
     kernel.registered.insert(B..B + PAGE);
     kernel.present.insert(B, 2);
+    kernel.wiped.insert(B..B + PAGE);
     space.input(Input::Evict(1));
     kernel.run(&mut space);
     space.input(Input::Fork(ChildKey(1)));
