@@ -10,7 +10,7 @@ fn a_vfork_child_moves_its_parents_memory_and_nobody_waits_for_it() {
     let dir = Scratch::new();
     let (program, json) = (compiled(&dir, "vforks.c"), dir.file("json"));
     let mut command = vswap();
-    command.args(["run", "--quiet", "-m", "24M", "--json"]).arg(&json).arg(program).arg(ROUNDS.to_string());
+    command.args(["run", "--quiet", "-m", "16M", "--json"]).arg(&json).arg(program).arg(ROUNDS.to_string());
     let done = output(&mut command);
     assert_code(&done, 0);
     // Each of its calls once waited for a second at the gate, and all others with it.
