@@ -22,6 +22,7 @@ import zlib
 
 PAGE = 4096
 BATCH = 128
+RING = BATCH + 1
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_size_t] * 6
@@ -56,10 +57,10 @@ def greeting(token=0, forked=0, key=None, beacon=None, area=None):
     area = area or anonymous(BATCH + 40)
     body = struct.pack("<IIIIQ", 0x76730001, 1, forked, os.getpid(), token) + (key or secret())
     end = area + (BATCH + 40) * PAGE
-    return body + struct.pack("<QQQQI", area, end, area + PAGE, beacon or anonymous(1), BATCH)
+    return body + struct.pack("<QQQQI", area, end, area + PAGE, beacon or anonymous(1), RING)
 
 
-def ring(pages=BATCH, sealed=True):
+def ring(pages=RING, sealed=True):
     file = os.memfd_create("ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(file, pages * PAGE)
     if sealed:

@@ -1,15 +1,15 @@
 //! The agent's own memory in a target.
 //!
 //! ```text
-//! pages   1      128      1      128       1       7       1      1
-//!       guard  staging  guard   ring     guard   stack   state  guard
-//!              private          └──────── one memfd, shared ──┘
+//! pages   1      128      1      128     1      1       7       1      1
+//!       guard  staging  guard   ring   tally  guard   stack   state  guard
+//!              private          └─────────── one memfd, shared ────┘
 //! ```
 //!
 //! One reservation without access rights, so that nothing of ours ever merges with a mapping of the program, holds
 //! everything except the beacon, and none of it is inherited by fork. Staging is private anonymous memory, because
 //! UFFDIO_MOVE wants that; it is empty except while a batch is under way. Ring, stack and state are shared memory, which a
-//! userfaultfd of our kind never covers.
+//! userfaultfd of our kind never covers. The pager maps ring and tally.
 //!
 //! The beacon is a page in a small reservation of its own that fork children do inherit, wiped: reading it there is
 //! how a child learns which address space it is to the pager.
@@ -17,7 +17,7 @@
 use core::ops::Range;
 use core::sync::atomic::AtomicU32;
 
-use vswap_wire::{BATCH_PAGES, PAGE};
+use vswap_wire::{BATCH_PAGES, PAGE, RING_PAGES};
 
 use crate::system::{
     Descriptor, ENOMEM, Errno, MADV_DONTFORK, MADV_NOHUGEPAGE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED,
@@ -29,7 +29,7 @@ const STACK: u64 = 7;
 
 const STAGING: u64 = PAGE;
 const RING: u64 = STAGING + (BATCH + 1) * PAGE;
-const STACK_GUARD: u64 = RING + BATCH * PAGE;
+const STACK_GUARD: u64 = RING + RING_PAGES as u64 * PAGE;
 const STACK_TOP: u64 = STACK_GUARD + (1 + STACK) * PAGE;
 const STATE: u64 = STACK_TOP;
 const SIZE: u64 = STATE + 2 * PAGE;
@@ -52,8 +52,10 @@ pub(crate) struct State {
     pub(crate) staging: u64,
     /// Address of the ring.
     pub(crate) ring: u64,
-    /// Staging may hold pages, or may not be registered.
-    pub(crate) staging_used: bool,
+    /// Batches copied to the ring.
+    pub(crate) batches: u64,
+    /// Staging could not be emptied.
+    pub(crate) full: bool,
 }
 
 const _: () = assert!(size_of::<State>() <= PAGE as usize);

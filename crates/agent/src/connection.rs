@@ -2,7 +2,7 @@
 
 use vswap_wire::{Buffer, Config, SOCKET_PATH_MAX, buffer};
 
-use crate::system::{Descriptor, EAGAIN, Errno, O_CLOEXEC, call, nr, restart};
+use crate::system::{Descriptor, Errno, O_CLOEXEC, call, nr, restart};
 
 const AF_UNIX: u16 = 1;
 const SOCK_SEQPACKET: usize = 5;
@@ -144,16 +144,6 @@ pub(crate) fn receive(socket: i32, into: &mut Buffer) -> Option<&[u8]> {
     // SAFETY: the buffer lives, is ours to write and has the length given.
     let length = restart(|| unsafe { call(nr::RECVFROM, &args) }).ok()?;
     if length == 0 { None } else { into.get(..length) }
-}
-
-/// Whether a packet waits on the socket with this number, or its end.
-pub(crate) fn is_spoken_to(socket: i32) -> bool {
-    const MSG_PEEK: usize = 2;
-    const MSG_DONTWAIT: usize = 0x40;
-    let mut byte = 0u8;
-    let args = [socket as usize, (&raw mut byte) as usize, 1, MSG_PEEK | MSG_DONTWAIT];
-    // SAFETY: the byte lives and is ours to write.
-    restart(|| unsafe { call(nr::RECVFROM, &args) }) != Err(EAGAIN)
 }
 
 /// A buffer for a packet.

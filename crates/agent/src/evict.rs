@@ -6,15 +6,18 @@
 //! page looks while it is being compacted. Only an mlockall of the program puts pages there as well, of zeros; and those are
 //! not reported as moved.
 //!
-//! The pager reads no event while pages move, unless it has seen this thread inside an madvise after it had sent Halt: so
-//! whenever an madvise returns, and pages could still be moved, we look for that.
+//! The pager may end a batch without us, if we do not run: because a debugger has stopped us, or because we wait for a page that
+//! only it can bring. Then it has unregistered staging, so no MOVE succeeds any more, and has read what was there. For that to be
+//! all that has moved, nothing is dropped from staging before the tally says that it is in the ring, nothing is moved after
+//! that, and staging is registered again only after the last MOVE. Our answer comes late, and says nothing new.
 
-use vswap_wire::{Answer, BATCH_PAGES, MOVED_WORDS, PAGE, Run, Runs};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use vswap_wire::{Answer, BATCH_PAGES, MOVED_WORDS, PAGE, Run, Runs, TALLY};
 
 use crate::area::State;
-use crate::connection;
 use crate::system::{
-    self, EAGAIN, EBUSY, ENOENT, Errno, MADV_DONTNEED, MADV_POPULATE_WRITE, call, nr, raw, restart,
+    self, EAGAIN, EBUSY, EEXIST, ENOENT, Errno, MADV_DONTNEED, MADV_POPULATE_WRITE, call, nr, raw, restart,
 };
 
 const UFFDIO_REGISTER: usize = 0xc020_aa00;
@@ -73,18 +76,15 @@ impl Outcome {
 impl State {
     /// Executes one batch.
     pub(crate) fn evict(&mut self, runs: Runs<'_>) -> Answer {
-        let mut outcome = Outcome::default();
-        if self.staging_used {
-            if let Err(errno) = self.empty_staging() {
-                return Answer::Evicted {
-                    moved: [0; MOVED_WORDS],
-                    again: false,
-                    first_errno: errno,
-                    emptied: false,
-                };
-            }
-            outcome.again = self.is_halted();
+        if self.full {
+            return Answer::Evicted {
+                moved: [0; MOVED_WORDS],
+                again: false,
+                first_errno: EEXIST,
+                emptied: false,
+            };
         }
+        let mut outcome = Outcome::default();
         let mut position = 0;
         for run in runs {
             if !outcome.again {
@@ -93,17 +93,16 @@ impl State {
             position += u64::from(run.pages);
         }
         let (moved, filled) = self.copy_out(position, &outcome.certain);
-        if filled {
-            self.staging_used = true;
-            if let Err(errno) = self.empty_staging() {
-                outcome.note(errno);
-            }
+        self.tally(&moved);
+        if filled && let Err(errno) = self.empty_staging() {
+            outcome.note(errno);
+            self.full = true;
         }
         Answer::Evicted {
             moved,
             again: outcome.again,
             first_errno: outcome.first_errno,
-            emptied: !self.staging_used,
+            emptied: !self.full,
         }
     }
 
@@ -133,7 +132,7 @@ impl State {
                 // Shared by fork, or pinned: break the sharing, once.
                 EBUSY if done >= unshared => {
                     // Only pages that are there: one that is not would wait for the pager. (One that
-                    // vanishes just now still does; the pager serves faults of this thread at once.)
+                    // vanishes just now still does; then the pager ends the batch, and serves it.)
                     let there = self.present_pages(from, left);
                     unshared = done + there;
                     if there > 0 {
@@ -141,10 +140,6 @@ impl State {
                         // SAFETY: writes nothing; makes pages of the program its own.
                         // When it fails, the retry says why the page does not move.
                         let _ = restart(|| unsafe { call(nr::MADVISE, &args) });
-                        if self.is_halted() {
-                            outcome.again = true;
-                            return;
-                        }
                     } else {
                         outcome.note(ENOENT);
                         done += 1;
@@ -160,11 +155,6 @@ impl State {
                 }
             }
         }
-    }
-
-    /// Whether the pager reads events by now: then nothing more may move.
-    fn is_halted(&self) -> bool {
-        connection::is_spoken_to(self.socket)
     }
 
     fn move_pages(&self, from: u64, to: u64, pages: u64) -> Result<(), Errno> {
@@ -201,9 +191,22 @@ impl State {
         (moved, filled)
     }
 
+    /// Lets the pager know that the batch is in the ring.
+    fn tally(&mut self, moved: &[u64; MOVED_WORDS]) {
+        self.batches += 1;
+        let tally = (self.ring + TALLY as u64 * PAGE) as *const AtomicU64;
+        // SAFETY: the tally lies in our own shared mapping, behind the ring, aligned, and is only used as atomics.
+        let words = unsafe { core::slice::from_raw_parts(tally, 1 + MOVED_WORDS) };
+        let [count, bits @ ..] = words else { return };
+        for (word, moved) in bits.iter().zip(moved) {
+            word.store(*moved, Ordering::Relaxed);
+        }
+        count.store(self.batches, Ordering::Release);
+    }
+
     /// Drops all pages of staging. Staging is not registered meanwhile: so no event is raised, which would
     /// have to be waited for.
-    fn empty_staging(&mut self) -> Result<(), Errno> {
+    fn empty_staging(&self) -> Result<(), Errno> {
         let (start, len) = (self.staging, BATCH_PAGES as u64 * PAGE);
         let mut range = [start, len];
         let mut register = Register { start, len, mode: REGISTER_MODE_WP, ioctls: 0 };
@@ -221,7 +224,6 @@ impl State {
             call(nr::IOCTL, &[userfaultfd, UFFDIO_REGISTER, (&raw mut register) as usize])?;
             dropped?;
         }
-        self.staging_used = false;
         Ok(())
     }
 

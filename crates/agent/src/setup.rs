@@ -5,7 +5,7 @@
 //! socket cannot be found). The one exception: when such a child has said hello and the pager hangs up, the pager is
 //! gone, and so are pages of the child.
 
-use vswap_wire::{BATCH_PAGES, Config, Greeting, Hello, Reason, Refusal, Welcome};
+use vswap_wire::{Config, Greeting, Hello, RING_PAGES, Reason, Refusal, Welcome};
 
 use crate::area::{Area, Beacon, State};
 use crate::connection::{Connection, packet};
@@ -69,7 +69,7 @@ pub(crate) fn set_up(config: &Config, inherited: Option<Inherited>) -> Option<u6
         area: parts.area.range(),
         staging: parts.area.staging(),
         beacon,
-        ring_pages: BATCH_PAGES as u32,
+        ring_pages: RING_PAGES as u32,
     });
     let greeting = greeting.encode(&mut buffer);
     let sent = match &parts.userfaultfd {
@@ -98,7 +98,8 @@ pub(crate) fn set_up(config: &Config, inherited: Option<Inherited>) -> Option<u6
         cookie: config.cookie(),
         staging: parts.area.staging(),
         ring: parts.area.ring(),
-        staging_used: false,
+        batches: 0,
+        full: false,
     };
     // Should the clone fail, the area stays behind: a megabyte of addresses, hardly a page of memory. The pager
     // sees the end of the connection.

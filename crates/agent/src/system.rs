@@ -11,6 +11,7 @@ pub(crate) type Errno = i32;
 pub(crate) const ENOENT: Errno = 2;
 pub(crate) const EINTR: Errno = 4;
 pub(crate) const EAGAIN: Errno = 11;
+pub(crate) const EEXIST: Errno = 17;
 pub(crate) const ENOMEM: Errno = 12;
 pub(crate) const EBUSY: Errno = 16;
 

@@ -87,8 +87,6 @@ extern "C" fn run(state: *mut State) -> ! {
                 answer(state, &Answer::Called { result }, &mut out);
             }
             Some(Ok(Command::Retire)) => system::exit_thread(),
-            // It came after the batch that it was meant for.
-            Some(Ok(Command::Halt)) => {}
             // The pager is gone or out of its mind, and it holds pages of this program.
             None | Some(Err(_)) => system::fail_stop(),
         }

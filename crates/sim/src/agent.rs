@@ -1,11 +1,12 @@
 //! An agent that takes a batch out, as `crates/agent/src/evict.rs` does it: MOVE after MOVE, a refusal is the next
-//! call's matter, and staging's page table is the truth about what has moved.
+//! call's matter, and staging's page table is the truth about what has moved. The pager may end the batch meanwhile
+//! (`World::take_back`).
 
 use std::ops::Range;
 
 use crate::memory::Pte;
 use crate::userfaultfd::{EAGAIN, EBUSY, ENOENT};
-use crate::world::{Access, Micro, Wait, World, note};
+use crate::world::{Access, Batch, Micro, Wait, World, note};
 
 /// What is left of one run of a batch.
 #[derive(Clone, Debug)]
@@ -23,11 +24,6 @@ impl World<'_> {
         let s = self.threads[t].space;
         let Take { run, to, unshared } = take;
         if self.spaces[s].pager.batch.again || run.is_empty() {
-            return;
-        }
-        // Whoever comes out of an madvise looks whether to go on.
-        if unshared > run.start && self.spaces[s].pager.batch.halted && self.setup.rules.halt {
-            self.spaces[s].pager.batch.again = true;
             return;
         }
         // MOVE does not look whether the mapping is registered. If an UNMAP was lost since the pager looked, nobody can
@@ -70,14 +66,38 @@ impl World<'_> {
         self.threads[t].micros.push_front(next);
     }
 
-    /// The batch is over: what is in staging has moved.
-    pub fn taken(&mut self, t: usize) {
+    /// What is in staging has moved: it is copied to the ring, and the tally says so.
+    pub fn copied(&mut self, t: usize) {
         let s = self.threads[t].space;
         let space = &mut self.spaces[s];
-        for (&page, staged) in space.pager.batch.pages.iter().zip(&mut space.staging) {
-            space.pager.batch.taken.extend(staged.take().map(|value| (page, value)));
+        let staged = space.pager.batch.pages.iter().zip(&space.staging);
+        space.pager.batch.taken = staged.filter_map(|(&page, &value)| Some((page, value?))).collect();
+        space.pager.batch.copied = true;
+    }
+
+    /// Staging is emptied, and registered anew.
+    pub fn emptied(&mut self, t: usize) {
+        let space = &mut self.spaces[self.threads[t].space];
+        space.staging.fill(None);
+        space.fenced = false;
+    }
+
+    /// The batch is answered, in time or too late.
+    pub fn answered(&mut self, t: usize) {
+        let space = &mut self.spaces[self.threads[t].space];
+        space.fenced = false;
+        if std::mem::take(&mut space.pager.overdue) {
+            space.pager.batch = Batch::default();
+        } else {
+            space.pager.batch.done = true;
         }
-        space.pager.batch.done = true;
-        self.threads[t].wait = Wait::Idle;
+        self.rest(t);
+    }
+
+    /// An agent that has nothing more to do.
+    pub fn rest(&mut self, t: usize) {
+        if self.threads[t].micros.is_empty() {
+            self.threads[t].wait = Wait::Idle;
+        }
     }
 }

@@ -88,6 +88,8 @@ pub enum Command {
     Probe(usize),
     /// MOVE to this page of the staging area.
     Move(Range<usize>, usize),
+    /// UNREGISTER of the staging area, or REGISTER again.
+    Fence(bool),
 }
 
 /// What is at a page, as pagemap tells.
@@ -255,6 +257,10 @@ impl<'a> Bare<'a> {
             Command::Zero(range) => self.world.install(process, range.start, &vec![None; range.len()]),
             Command::Probe(page) => (0, self.world.probe(process, *page)),
             Command::Move(range, to) => self.world.move_pages(process, range.clone(), *to),
+            Command::Fence(on) => {
+                self.world.spaces[process].fenced = *on;
+                (0, 0)
+            }
         };
         debug_assert!(matches!(answer.1, 0 | EAGAIN | ENOENT) || answer.0 == 0);
         self.run();

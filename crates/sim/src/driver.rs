@@ -10,9 +10,7 @@ use crate::kernel::{GUARD_INSTALL, GUARD_REMOVE};
 use crate::memory::Pte;
 use crate::threads::{change_of, told};
 use crate::userfaultfd::{EAGAIN, EEXIST, Message};
-use crate::world::{
-    Access, Batch, Event, Micro, Note, Pending, Role, Wait, World, addr, addrs, note, page, pages,
-};
+use crate::world::{Batch, Event, Micro, Note, Pending, Role, Wait, World, addr, addrs, note, page, pages};
 
 impl World<'_> {
     /// Whether a pager has anything to do but wait for its agent.
@@ -21,18 +19,15 @@ impl World<'_> {
         !space.pager.moving
             || space.gone
             || space.pager.batch.done
-            || space.pager.batch.halted
-            || self.agent_stands(s)
+            || self.is_late(s)
             || !self.setup.rules.still
     }
 
-    /// Whether the agent is seen asleep inside an madvise: it waits for a page, or for a lock.
-    fn agent_stands(&self, s: usize) -> bool {
-        self.spaces[s].agent.is_some_and(|agent| {
-            let agent = &self.threads[agent];
-            matches!(agent.wait, Wait::Fault { .. })
-                || matches!(agent.micros.front(), Some(Micro::Access(_, Access::Populate)))
-        })
+    /// Whether the agent does not get on: it waits for a page, or is stopped at any of its sub-steps.
+    fn is_late(&self, s: usize) -> bool {
+        let waits = |agent: usize| matches!(self.threads[agent].wait, Wait::Fault { .. });
+        self.spaces[s].agent.is_some_and(waits)
+            || self.spaces[s].pager.batch.patience.is_some_and(|end| self.step >= end)
     }
 
     /// Lets the pager of an address space take one step.
@@ -55,9 +50,6 @@ impl World<'_> {
             return;
         }
         if self.spaces[s].gone {
-            while let Some(message) = self.spaces[s].pager.stash.pop_front() {
-                self.message(s, message);
-            }
             self.spaces[s].pager.space.dissolve();
             self.effects(s);
             self.spaces[s].pager.done = true;
@@ -95,9 +87,7 @@ impl World<'_> {
     }
 
     fn read(&mut self, s: usize) {
-        let stashed = self.spaces[s].pager.stash.pop_front();
-        let message = stashed.or_else(|| self.read_message(s));
-        match message {
+        match self.read_message(s) {
             None => {
                 if self.spaces[s].pager.space.window_open() {
                     self.input(s, Input::Drained);
@@ -195,6 +185,9 @@ impl World<'_> {
     fn wish(&mut self, s: usize) {
         if self.spaces[s].agent.is_none() {
             return;
+        }
+        if self.spaces[s].pager.overdue {
+            return self.input(s, Input::Evict(0));
         }
         match self.rng.below(8) {
             0 => self.input(s, Input::RegisterAll(true)),
@@ -343,15 +336,19 @@ impl World<'_> {
             Command::Move(runs) => {
                 note!(self, "P{s} pager: {}", show(&Command::Move(runs.clone())));
                 let agent = self.spaces[s].agent?;
+                if self.spaces[s].pager.overdue {
+                    return Some(Answer::Moved(Vec::new(), false));
+                }
+                let patience = self.whim(16).then(|| self.step + self.rng.below(60) as u64);
                 let pager = &mut self.spaces[s].pager;
-                (pager.moving, pager.batch) = (true, Batch::default());
+                (pager.moving, pager.batch) = (true, Batch { patience, ..Batch::default() });
                 let thread = &mut self.threads[agent];
                 for run in &runs {
                     let (run, to) = (pages(run), pager.batch.pages.len());
                     pager.batch.pages.extend(run.clone());
                     thread.micros.push_back(Micro::Take(Take { run, to, unshared: 0 }));
                 }
-                thread.micros.push_back(Micro::Taken);
+                thread.micros.extend([Micro::Copied, Micro::Emptied, Micro::Answered]);
                 thread.wait = Wait::No;
                 self.threads[agent].until = self.delay(4);
                 return None;
@@ -363,7 +360,9 @@ impl World<'_> {
                 };
                 let thread = &mut self.threads[agent];
                 thread.micros.extend([Micro::Change(change_of(&call)), Micro::Called(ticket)]);
-                thread.wait = Wait::No;
+                if thread.wait == Wait::Idle {
+                    thread.wait = Wait::No;
+                }
                 self.threads[agent].until = self.delay(4);
                 Answer::Done
             }
@@ -413,56 +412,44 @@ impl World<'_> {
         }
         if self.spaces[s].pager.batch.done {
             let Batch { taken, again, .. } = std::mem::take(&mut self.spaces[s].pager.batch);
-            self.spaces[s].pager.moving = false;
-            self.stats.evicted += taken.len() as u64;
-            let moved: Vec<_> =
-                taken.into_iter().map(|(p, value)| (addr(p), self.slots.store(value))).collect();
-            let events = self.spaces[s].pager.stash.iter().any(|m| matches!(m, Message::Event(_)));
-            let answer = Answer::Moved(moved, again || events);
-            note!(self, "P{s} pager: -> {}", reply(&answer));
-            self.spaces[s].pager.space.answer(answer);
-        } else if self.spaces[s].pager.batch.halted || self.agent_stands(s) {
-            self.help(s);
+            self.batch_over(s, taken, again);
+        } else if self.is_late(s) {
+            self.take_back(s);
         } else if let Some(message) = self.read_message(s) {
             // Only without the rule that nothing is read now.
             self.message(s, message);
         }
     }
 
-    /// The agent may wait for a page: it is told to stop, then messages are read and kept until the batch is over
-    /// (`driver/port/batch.rs`).
-    fn help(&mut self, s: usize) {
-        self.spaces[s].pager.batch.halted = true;
-        if let Some(waits) = self.spaces[s].pager.batch.waits {
-            let arrived = |message: &Message| match message {
-                Message::Event(Event::Remap { to, len, .. }) => (*to..to + len).contains(&waits),
-                _ => false,
-            };
-            if self.spaces[s].pager.stash.iter().any(arrived) {
-                self.stats.stops += 1;
-                if self.setup.gated {
-                    self.fail(format!("P{s} is stopped: an mremap beside a batch, at {waits}"));
-                }
-                self.stopped = true;
-                return;
-            }
-            let (_, errno) = self.install(s, waits, &[None]);
-            if errno != EAGAIN {
-                self.wake(s, waits..waits + 1);
-                self.spaces[s].pager.batch.waits = None;
-            }
-        }
-        match self.read_message(s) {
-            Some(Message::Fault(fault)) if self.threads[fault.thread].role == Role::Agent => {
-                self.spaces[s].pager.batch.waits = Some(fault.page);
-            }
-            Some(message) => {
-                note!(self, "P{s} pager: keeps {message:?}");
-                self.stats.kept += 1;
-                self.spaces[s].pager.stash.push_back(message);
-            }
-            None => {}
-        }
+    /// Ends a batch without its agent (`driver/port/take_back.rs`): its pages are in staging, or all of them in the ring.
+    fn take_back(&mut self, s: usize) {
+        let space = &mut self.spaces[s];
+        let batch = std::mem::take(&mut space.pager.batch);
+        space.pager.overdue = true;
+        let taken = if batch.copied && self.setup.rules.tally {
+            batch.taken
+        } else {
+            space.fenced = self.setup.rules.fence;
+            let staged = batch.pages.iter().zip(&space.staging);
+            // Zeros are left out: what nobody answers for reads as zeros.
+            staged
+                .filter_map(|(&page, &value)| Some((page, value?)))
+                .filter(|&(_, value)| value != 0)
+                .collect()
+        };
+        note!(self, "P{s} pager: takes back {taken:?}");
+        self.stats.taken_back += 1;
+        self.batch_over(s, taken, true);
+    }
+
+    /// A Move is over.
+    fn batch_over(&mut self, s: usize, taken: Vec<(usize, u64)>, again: bool) {
+        self.spaces[s].pager.moving = false;
+        self.stats.evicted += taken.len() as u64;
+        let moved = taken.into_iter().map(|(p, value)| (addr(p), self.slots.store(value))).collect();
+        let answer = Answer::Moved(moved, again);
+        note!(self, "P{s} pager: -> {}", reply(&answer));
+        self.spaces[s].pager.space.answer(answer);
     }
 }
 

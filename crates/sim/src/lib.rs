@@ -26,7 +26,7 @@
 //! | COPY, ZEROPAGE: EAGAIN while changes are counted, one registered mapping or ENOENT, EEXIST, short counts; COPY replaces a guard marker, ZEROPAGE does not | `install` |
 //! | WRITEPROTECT of a page as a probe | `Command::ProbePage` |
 //! | REGISTER, not guarded, over whatever is there | `Command::Register` |
-//! | MOVE: EAGAIN, refuses holes, shared, pinned, read-only and locked pages, takes fewer than asked, does *not* look whether the mapping is registered | `take` |
+//! | MOVE: EAGAIN, refuses holes, shared, pinned, read-only and locked pages, and staging that is not registered; takes fewer than asked, does *not* look whether the mapping is registered | `take` |
 //! | MOVE says less than it did; the agent looks at staging | `take` |
 //! | MADV_FREE: the page may go at any time until it is written | `reclaim` |
 //!
@@ -37,7 +37,8 @@
 //! had them still waits inside its system call.
 //!
 //! The driver (`driver.rs`) is written after `crates/pager/src/driver/{server,port,settle}.rs`: one message a read,
-//! commands one at a time, nothing read while a Move is in flight, effects in order, a child served from the FORK on
+//! commands one at a time, nothing read while a Move is in flight, a batch ended without its agent at any of the agent's
+//! sub-steps, effects in order, a child served from the FORK on
 //! and without an agent until it has greeted and was verified.
 //!
 //! # What has to be true
@@ -47,8 +48,7 @@
 //! - A slot is freed once for each holder, never read without one, and none is left when everything has ended.
 //! - Every fault is answered, every call returns, every process ends within a bounded number of steps.
 //! - With the gate nobody stops. Without it, or in a child that has no agent, the stops are those of two mremaps of one
-//!   window that touch and of what an mremap, of which nobody told, may have grown over; without it also that of an
-//!   agent that waits for a page to which an mremap has moved something.
+//!   window that touch and of what an mremap, of which nobody told, may have grown over.
 //!
 //! Programs are free of data races: a page belongs to one thread, which gives it away only between its calls. What a
 //! fork finds of pages that another thread's call is changing at that moment is not checked.
@@ -117,8 +117,8 @@ pub struct Stats {
     pub lost: u64,
     /// Runs given up because an UNMAP was lost between a scan and its MOVE.
     pub holes: u64,
-    /// Messages read beside a batch, and kept until it was over.
-    pub kept: u64,
+    /// Batches ended without their agent.
+    pub taken_back: u64,
     /// Fail-stops.
     pub stops: u64,
 }
@@ -136,7 +136,7 @@ impl Stats {
         self.forks += other.forks;
         self.lost += other.lost;
         self.holes += other.holes;
-        self.kept += other.kept;
+        self.taken_back += other.taken_back;
         self.stops += other.stops;
     }
 }

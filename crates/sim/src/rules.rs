@@ -9,8 +9,10 @@ pub struct Rules {
     pub proto: proto::Rules,
     /// The driver's: nothing is read while a Move is in flight.
     pub still: bool,
-    /// The agent's: it stops a batch where it is told to.
-    pub halt: bool,
+    /// The driver's: staging is unregistered where a batch is ended without its agent.
+    pub fence: bool,
+    /// The driver's: it looks at the tally before it looks at staging.
+    pub tally: bool,
     /// The agent's: what is in staging has moved, whatever MOVE says.
     pub staging_truth: bool,
     /// The gate's: mremaps are granted one at a time. Off: callers go on by themselves, and nobody stops.
@@ -22,7 +24,8 @@ impl Default for Rules {
         Self {
             proto: proto::Rules::default(),
             still: true,
-            halt: true,
+            fence: true,
+            tally: true,
             staging_truth: true,
             one_mremap: true,
         }
@@ -84,7 +87,8 @@ rules! {
     "untold-growth", "what is mapped has not grown, though nobody would tell", proto.untold_growth;
     "one-mremap", "mremaps run as they come, and nobody stops", one_mremap, proto.touching_stop;
     "still-while-moving", "events are read while a Move is in flight", still;
-    "halt", "an agent that was told to stop goes on to move", halt;
+    "fence", "an agent goes on to move, whose batch was ended", fence;
+    "tally", "what an agent has copied to the ring is looked for in staging", tally;
     "staging-truth", "MOVE is believed", staging_truth;
     "guard", "guard pages leave slots behind", proto.guard;
     "wipe", "a child gets what should be wiped", proto.wipe;

@@ -60,11 +60,13 @@ impl World<'_> {
                 }
             }
             Micro::Take(take) => self.take(t, take),
-            Micro::Taken => self.taken(t),
+            Micro::Copied => self.copied(t),
+            Micro::Emptied => self.emptied(t),
+            Micro::Answered => self.answered(t),
             Micro::Called(ticket) => {
                 let result = self.threads[t].result.unwrap_or(0);
                 self.spaces[s].pager.called.push_back((ticket, result));
-                self.threads[t].wait = Wait::Idle;
+                self.rest(t);
             }
             Micro::Vforked(child) => {
                 self.threads[child].wait = Wait::No;

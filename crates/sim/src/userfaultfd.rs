@@ -113,10 +113,13 @@ impl World<'_> {
         (done, errno)
     }
 
-    /// MOVE to the pages of staging from `to` on. It does *not* look whether the source is registered.
+    /// MOVE to the pages of staging from `to` on, which must be registered. It does *not* look whether the source is.
     pub fn move_pages(&mut self, s: usize, from: Range<usize>, to: usize) -> Done {
         if self.spaces[s].changing > 0 {
             return (0, EAGAIN);
+        }
+        if self.spaces[s].fenced {
+            return (0, EINVAL);
         }
         let Some(vma) = self.spaces[s].mem.vma[from.start] else { return (0, ENOENT) };
         if vma.readonly || vma.locked || self.spaces[s].mem.single(&from).is_none() {

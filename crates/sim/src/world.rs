@@ -13,7 +13,6 @@ use crate::memory::{Memory, Vma};
 use crate::oracle::{Expect, Slots};
 use crate::program::{Child, Op, Program};
 use crate::rng::Rng;
-use crate::userfaultfd::Message;
 use crate::{Failure, Setup, Stats};
 
 /// Address of the first page: the arena lies across two chunks of the page table.
@@ -75,6 +74,8 @@ pub struct Space {
     pub expect: Vec<Expect>,
     /// The agent's staging area.
     pub staging: Vec<Option<u64>>,
+    /// It is not registered.
+    pub fenced: bool,
     /// The fork raced with a call that changes the page, and perhaps whether it is wiped on fork: what its own
     /// children find is open.
     pub unsure: Vec<bool>,
@@ -107,7 +108,8 @@ pub struct Pager {
     /// A Move is in flight.
     pub moving: bool,
     pub batch: Batch,
-    pub stash: VecDeque<Message>,
+    /// The last batch was ended without the agent, which will answer it.
+    pub overdue: bool,
     pub called: VecDeque<(Ticket, i64)>,
     /// The thread whose agent waits until the address space was verified.
     pub greeting: Option<usize>,
@@ -123,11 +125,11 @@ pub struct Batch {
     pub pages: Vec<usize>,
     pub taken: Vec<(usize, u64)>,
     pub again: bool,
+    /// The tally says that all of it is in the ring.
+    pub copied: bool,
     pub done: bool,
-    /// The agent was told to stop, and seen inside an madvise since.
-    pub halted: bool,
-    /// The page that the agent waits for.
-    pub waits: Option<usize>,
+    /// When the pager's patience ends, if the agent does not run just then.
+    pub patience: Option<u64>,
 }
 
 /// What a thread is.
@@ -220,7 +222,9 @@ pub enum Micro {
     StartChild(usize),
     /// An agent moves pages out.
     Take(Take),
-    Taken,
+    Copied,
+    Emptied,
+    Answered,
     /// An agent has made a call.
     Called(Ticket),
     Vforked(usize),
@@ -334,6 +338,7 @@ impl<'a> World<'a> {
             owner: vec![None; pages],
             expect: vec![Expect::Nothing; pages],
             staging: vec![None; pages],
+            fenced: false,
             unsure: vec![false; pages],
             lost: false,
             gone: false,
@@ -348,7 +353,7 @@ impl<'a> World<'a> {
                 notes: VecDeque::new(),
                 moving: false,
                 batch: Batch::default(),
-                stash: VecDeque::new(),
+                overdue: false,
                 called: VecDeque::new(),
                 greeting: None,
                 throttled: false,

@@ -26,7 +26,7 @@ fn clean(options: Options, seeds: u64) {
         ("evictions", stats.evicted),
         ("installs refused", stats.refused),
         ("forks", stats.forks),
-        ("messages kept beside a batch", stats.kept),
+        ("batches taken back", stats.taken_back),
     ] {
         assert!(count > outcome.seeds / 100, "{what}: {count}");
     }

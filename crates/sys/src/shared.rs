@@ -85,6 +85,17 @@ impl SharedPages {
         }
     }
 
+    /// The word at `word` of page `page`, and with it all that was written before it, if it was stored with release ordering.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such page or word.
+    pub fn word(&self, page: usize, word: usize) -> u64 {
+        assert!(page < self.pages && word < WORDS, "word {word} of page {page} of {}", self.pages);
+        // SAFETY: an aligned word of the mapping, as in `copy_page_out`.
+        unsafe { &*self.base.as_ptr().add(page * WORDS + word) }.load(Ordering::Acquire)
+    }
+
     /// Gives the memory of the pages `range` back to the system; they read as zeros afterwards, in both processes.
     ///
     /// # Errors

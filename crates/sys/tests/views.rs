@@ -251,6 +251,10 @@ fn shared_pages_are_copied_and_punched() {
     shared.copy_page_out(2, &mut page);
     assert_eq!(page, [0; PAGE_SIZE]);
     assert_eq!(rustix::fs::fstat(&other_side).unwrap().st_size as u64, 4 * PAGE);
+    other_side.write_all_at(&0x0123_4567_89ab_cdef_u64.to_ne_bytes(), 3 * PAGE + 8).unwrap();
+    assert_eq!([shared.word(3, 0), shared.word(3, 1)], [0, 0x0123_4567_89ab_cdef]);
+    assert!(std::panic::catch_unwind(|| shared.word(4, 0)).is_err());
+    assert!(std::panic::catch_unwind(|| shared.word(3, 512)).is_err());
     assert!(shared.punch(3..5).is_err() && shared.punch(2..2).is_err());
     assert!(std::panic::catch_unwind(|| shared.copy_page_out(4, &mut [0; PAGE_SIZE])).is_err());
 }

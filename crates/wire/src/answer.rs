@@ -18,9 +18,8 @@ const MAX_ERRNO: i64 = 4095;
 pub enum Answer {
     /// The agent's thread runs and has closed every descriptor of the program that it inherited.
     Started {
-        /// Its thread id as the target sees it. A fault of this thread must be served at once: it
-        /// comes from an eviction that is under way (a page vanished between the scan and the agent's
-        /// attempt to un-share it), and that eviction is answered only afterwards.
+        /// Its thread id as the target sees it. A fault of this thread may come from an eviction that is under way (a page
+        /// vanished between the scan and the agent's attempt to un-share it), which is answered only afterwards.
         tid: u32,
     },
     /// The answer to an eviction.
@@ -28,12 +27,11 @@ pub enum Answer {
         /// Bit `i % 64` of word `i / 64`: page `i` of the batch is gone from the program, its bytes are in page
         /// `i` of the ring.
         moved: [u64; MOVED_WORDS],
-        /// A change of mappings is under way, as the kernel said by EAGAIN or the pager by [`Command::Halt`](crate::Command::Halt);
-        /// the rest was not tried.
+        /// A change of mappings is under way, as the kernel said by EAGAIN; the rest was not tried.
         again: bool,
         /// The first other error that kept a page from moving, or 0.
         first_errno: i32,
-        /// Staging is empty again. If not, every later eviction moves nothing until emptying it succeeds.
+        /// Staging is empty again. If not, no later eviction moves anything.
         emptied: bool,
     },
     /// The answer to an mremap or a madvise.

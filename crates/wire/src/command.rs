@@ -12,7 +12,6 @@ const EVICT: u32 = 0x7673_0011;
 const MREMAP: u32 = 0x7673_0012;
 const RETIRE: u32 = 0x7673_0013;
 const MADVISE: u32 = 0x7673_0014;
-const HALT: u32 = 0x7673_0015;
 
 // Kind and count in one word each, then a word per run.
 const _: () = assert!(8 + 8 * MAX_RUNS <= crate::MAX_MESSAGE);
@@ -188,7 +187,7 @@ impl Iterator for RunsIter<'_> {
     }
 }
 
-/// A request to an agent; the next one is sent only after the answer to this one, but for [`Command::Halt`].
+/// A request to an agent. An [`Evict`](Command::Evict) is sent only after all before it were answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command<'a> {
     /// Move these pages out of the program and copy them to the ring.
@@ -208,9 +207,6 @@ pub enum Command<'a> {
     },
     /// End the agent's thread; the program runs on.
     Retire,
-    /// Move nothing more of the batch that is under way: the pager is about to read events. Sent at any time; an agent
-    /// looks for it whenever it comes out of an madvise, and it has no answer.
-    Halt,
 }
 
 impl<'a> Command<'a> {
@@ -228,7 +224,6 @@ impl<'a> Command<'a> {
             Command::Mremap { args } => encode_call(buffer, MREMAP, args),
             Command::Madvise { args } => encode_call(buffer, MADVISE, args),
             Command::Retire => Writer::new(buffer, RETIRE).finish(),
-            Command::Halt => Writer::new(buffer, HALT).finish(),
         }
     }
 
@@ -261,10 +256,6 @@ impl<'a> Command<'a> {
             RETIRE => {
                 r.end()?;
                 Ok(Command::Retire)
-            }
-            HALT => {
-                r.end()?;
-                Ok(Command::Halt)
             }
             kind => Err(Malformed::Kind(kind)),
         }
@@ -354,7 +345,6 @@ mod tests {
             Command::Mremap { args: [1, 2, 3, 4, u64::MAX] },
             Command::Madvise { args: [1, u64::MAX, 102] },
             Command::Retire,
-            Command::Halt,
         ] {
             assert_eq!(Command::decode(command.encode(&mut buffer())), Ok(command));
         }
@@ -369,7 +359,6 @@ mod tests {
             Command::Mremap { args: [5; 5] },
             Command::Madvise { args: [5; 3] },
             Command::Retire,
-            Command::Halt,
         ] {
             let mut seed = buffer();
             torment(&mut noise, command.encode(&mut seed), |bytes| {

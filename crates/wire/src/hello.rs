@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use crate::codec::{Malformed, Reader, Writer};
-use crate::{BATCH_PAGES, Buffer, PAGE, USER_END, VERSION};
+use crate::{BATCH_PAGES, Buffer, PAGE, RING_PAGES, USER_END, VERSION};
 
 const GREETING: u32 = 0x7673_0001;
 const REFUSAL: u32 = 0x7673_0002;
@@ -48,7 +48,7 @@ pub struct Greeting {
     pub staging: u64,
     /// Address of the beacon page. A fork child keeps its parent's, so it need not lie in `area`.
     pub beacon: u64,
-    /// Pages at the start of the memfd that are the ring: [`BATCH_PAGES`].
+    /// Pages at the start of the memfd that the pager maps: [`RING_PAGES`].
     pub ring_pages: u32,
 }
 
@@ -82,7 +82,7 @@ impl Greeting {
         {
             return Err(Malformed::Field("beacon"));
         }
-        if self.ring_pages != BATCH_PAGES as u32 {
+        if self.ring_pages != RING_PAGES as u32 {
             return Err(Malformed::Field("ring_pages"));
         }
         Ok(())
@@ -269,7 +269,7 @@ mod tests {
             area: start..start + 300 * PAGE,
             staging: start + PAGE,
             beacon: start - 8 * PAGE,
-            ring_pages: BATCH_PAGES as u32,
+            ring_pages: RING_PAGES as u32,
         }
     }
 
@@ -323,7 +323,7 @@ mod tests {
         for beacon in [0, 1, start, end - PAGE, USER_END, u64::MAX] {
             assert_eq!(field(Greeting { beacon, ..good.clone() }), "beacon");
         }
-        assert_eq!(field(Greeting { ring_pages: 127, ..good.clone() }), "ring_pages");
+        assert_eq!(field(Greeting { ring_pages: 128, ..good.clone() }), "ring_pages");
     }
 
     #[test]

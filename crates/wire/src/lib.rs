@@ -48,6 +48,14 @@ pub const PAGE: u64 = 4096;
 /// staging and ring stay small beside any limit worth having.
 pub const BATCH_PAGES: usize = 128;
 
+/// Pages of the ring's memfd that the pager maps: the ring, and the [`TALLY`].
+pub const RING_PAGES: usize = BATCH_PAGES + 1;
+
+/// The page of the memfd in which an agent counts: its first word is the number of batches whose pages it has copied to the ring,
+/// the next [`MOVED_WORDS`] say which pages of the last one had moved (as [`Answer::Evicted`] does). Written after
+/// the copies, and before staging is emptied: what has moved is in staging until the count says that it is in the ring.
+pub const TALLY: usize = BATCH_PAGES;
+
 /// The most runs one [`Command::Evict`] may name: every page of a batch may lie alone.
 pub const MAX_RUNS: usize = BATCH_PAGES;
 

@@ -1,4 +1,4 @@
-// Programs with a system call filter of their own, which end at any call that they do not expect.
+// Programs with a system call filter of their own, which ends whoever makes a call that it does not expect.
 #include "usual.h"
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -67,3 +67,22 @@ void check_filter(void)
 	}
 	verify(memory, 71, "without the filter");
 }
+
+// All threads at once, those included that the program does not know; whoever makes the call is ended, alone.
+static void killed(int call)
+{
+	struct sock_filter filter[] = {NR, BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
+				       ELSE(SECCOMP_RET_KILL_THREAD), ELSE(SECCOMP_RET_ALLOW)};
+	uint64_t *memory = take(81);
+	press("killed", memory);
+	fill(memory, 82);
+	INSTALL(filter, SECCOMP_FILTER_FLAG_TSYNC);
+	for (int round = 0; round < 20; round++)
+		press_only();
+	verify(memory, 82, "after the end of a thread");
+	press_only();
+}
+
+void check_killed_pread64(void) { killed(SYS_pread64); }
+
+void check_killed_sendto(void) { killed(SYS_sendto); }

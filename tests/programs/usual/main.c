@@ -22,6 +22,7 @@ static const struct {
 	{"prctl", check_prctl},       {"userfaultfd", check_userfaultfd}, {"locked", check_locked},
 	{"droppable", check_droppable}, {"chroot", check_chroot},         {"deepfork", check_deepfork},
 	{"descriptors", check_descriptors}, {"filter", check_filter},
+	{"killed-pread64", check_killed_pread64}, {"killed-sendto", check_killed_sendto},
 };
 
 void fail(const char *what)

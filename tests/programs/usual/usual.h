@@ -43,6 +43,8 @@ void check_prctl(void);
 void check_chroot(void);
 void check_deepfork(void);
 void check_filter(void);
+void check_killed_pread64(void);
+void check_killed_sendto(void);
 void check_userfaultfd(void);
 void check_locked(void);
 void check_droppable(void);

@@ -2,7 +2,6 @@
 //!
 //! Owned by the server thread. Nothing here decides; the protocol does.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,7 +11,8 @@ use log::debug;
 use vswap_core::{PAGE_SIZE, Page, SlotId, Source};
 use vswap_sys::maps::{Kind, Maps};
 use vswap_sys::pagemap::{ENTRY_GUARD, Pagemap};
-use vswap_sys::uffd::{Message, Partial, RegisterMode, Uffd};
+use vswap_sys::process::Memory;
+use vswap_sys::uffd::{Partial, RegisterMode, Uffd};
 use vswap_wire as wire;
 
 use super::pins::Pins;
@@ -22,6 +22,7 @@ use super::wiped::wiped_on_fork;
 use crate::proto::{Answer, Call, Command, MAX_WINDOW, Mapping, Stop};
 
 mod batch;
+mod take_back;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Mappings smaller than this are left alone: the loader's, the C library's, guard-paged stacks of signal handlers.
@@ -42,19 +43,25 @@ pub struct Port {
     pub agent: Option<Agent>,
     pub beacon: u64,
     pub last_source: LastSource,
-    /// Messages read while an agent waited for us, to be handed to the protocol afterwards, in this order.
-    pub stashed: VecDeque<Message>,
     /// The program has used MADV_WIPEONFORK.
     pub may_wipe: bool,
     /// The top of the mapping that was asked for last, if a guard below it says that it may be a stack.
     stack_top: Range<u64>,
     maps: Option<Maps>,
     pagemap: Option<Pagemap>,
+    /// None without ptrace permission.
+    memory: Option<Memory>,
     pins: Pins,
     /// The kernel refuses to install pages since.
     refused_since: Option<Instant>,
     sources: Vec<Result<Source, vswap_core::LoadFailure>>,
     evictable: bool,
+    /// Batches sent to the agent.
+    batches: u64,
+    /// The last one was ended without its agent, whose answer is still to come.
+    pub overdue: bool,
+    /// Staging is not registered.
+    fenced: bool,
 }
 
 /// How long the kernel may refuse to install a page (for want of memory) before the tree is ended.
@@ -73,15 +80,18 @@ impl Port {
             agent: None,
             beacon,
             last_source: None,
-            stashed: VecDeque::new(),
             may_wipe: false,
             stack_top: 0..0,
             maps: None,
             pagemap: None,
+            memory: None,
             pins: Pins::default(),
             refused_since: None,
             sources: Vec::new(),
             evictable: true,
+            batches: 0,
+            overdue: false,
+            fenced: false,
         }
     }
 
@@ -92,6 +102,7 @@ impl Port {
             (Ok(maps), Ok(pagemap)) => {
                 self.maps = Some(maps);
                 self.pagemap = Some(pagemap);
+                self.memory = Memory::open(pid).ok();
             }
             (Err(error), _) | (_, Err(error)) => {
                 // Of a process that is ending, /proc says that it is root's.
@@ -124,7 +135,7 @@ impl Port {
     /// Whether asking for evictions makes sense.
     pub fn can_evict(&self) -> bool {
         // Whoever starts an agent may need a page for it: one that has not started must not be waited for.
-        self.evictable && self.agent_tid() != 0 && self.maps.is_some()
+        self.evictable && !self.overdue && self.agent_tid() != 0 && self.maps.is_some()
     }
 
     pub fn execute(&mut self, command: Command) -> Answer {

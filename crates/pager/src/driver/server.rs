@@ -182,11 +182,7 @@ impl Server {
     /// A bounded number of faults and events.
     fn read(&mut self) {
         for _ in 0..MESSAGES {
-            let message = match self.port.stashed.pop_front() {
-                Some(message) => Ok(Some(message)),
-                None => self.port.uffd.read_message(),
-            };
-            match message {
+            match self.port.uffd.read_message() {
                 Ok(Some(message)) => self.message(message),
                 Ok(None) | Err(libc::EINTR) => {
                     self.space.input(Input::Drained);
@@ -348,6 +344,8 @@ impl Server {
                 self.space.set_now(self.shared.now_ns());
             }
             self.space.input(Input::Evict(wanted.min(BATCH_PAGES)));
+        } else {
+            self.space.input(Input::Evict(0));
         }
         self.settle();
         self.tenant.evictions.load(Relaxed)
@@ -420,10 +418,6 @@ impl Server {
     }
 
     fn gone(&mut self) {
-        // A child may have been forked before the end, and must be served.
-        while let Some(message) = self.port.stashed.pop_front() {
-            self.message(message);
-        }
         self.space.dissolve();
         self.effects();
     }

@@ -60,11 +60,6 @@ impl Settler {
     }
 }
 
-/// Whether a thread sleeps inside madvise.
-pub fn sleeps_in_madvise(pid: u32, tid: u32) -> bool {
-    process::doing(pid, tid).is_ok_and(|doing| doing == Doing::Sleeping(libc::SYS_madvise))
-}
-
 fn may_be_inside(pid: u32, tid: u32) -> bool {
     match process::doing(pid, tid) {
         Ok(doing) => matches!(doing, Doing::Running | Doing::Sleeping(libc::SYS_madvise)),

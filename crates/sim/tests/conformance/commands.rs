@@ -87,6 +87,16 @@ pub(crate) const ROWS: &[Row] = &[
         assert_eq!(k.command(0, Command::Move(1..2, 1)), (0, libc::EEXIST));
         assert_eq!(k.command(0, Command::Move(2..4, 0)), (1, libc::EAGAIN));
     }),
+    ("MOVE to staging that is not registered: EINVAL, and what is there stays", |k| {
+        k.registered(0..8);
+        assert_eq!(k.command(0, Command::Move(0..2, 0)), (2, 0));
+        assert_eq!(k.command(0, Command::Fence(true)), (0, 0));
+        assert_eq!(k.command(0, Command::Move(2..4, 2)), (0, libc::EINVAL));
+        assert_eq!(k.there(2), There::Page);
+        assert_eq!(k.command(0, Command::Fence(false)), (0, 0));
+        assert_eq!(k.command(0, Command::Move(2..4, 0)), (0, libc::EEXIST), "still there");
+        assert_eq!(k.command(0, Command::Move(2..4, 2)), (2, 0));
+    }),
     ("MOVE of read-only or locked memory, or across mappings: EINVAL", |k| {
         k.registered(0..8);
         k.quietly(Call::ReadOnly(0..2, true));

@@ -187,6 +187,10 @@ impl Kernel for Real {
             Command::Zero(range) => counted(uffd.zeropage(bytes(&range), false)),
             Command::Probe(page) => single(uffd.write_protect(addr(page)..addr(page + 1), false, true)),
             Command::Move(range, to) => self.move_pages(&range, to),
+            Command::Fence(on) => {
+                let staging = self.staging..self.staging + (STAGING_PAGES * PAGE_SIZE) as u64;
+                single(if on { uffd.unregister(staging) } else { uffd.register(staging, RegisterMode::WP) })
+            }
         }
     }
 

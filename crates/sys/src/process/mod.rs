@@ -8,6 +8,7 @@ mod family;
 mod fork;
 mod hold;
 mod memory;
+mod remote;
 pub mod signals;
 mod spawn;
 mod thread;
@@ -18,10 +19,11 @@ pub use family::Family;
 pub use fork::{fork_sharing_files, fork_with, set_child_subreaper, set_parent_death_signal};
 pub use hold::hold_while_this_thread_lives;
 pub use memory::{MemFile, Rss, Status, pss_anon, share_memory, start_of_stack, status};
+pub use remote::Memory;
 pub use spawn::{Program, SpawnError, Step, raise_open_files_limit, spawn};
 pub use thread::{
     Doing, ThreadFile, allowed_cpus, clear_affinity, cpu_of_thread, current_cpu, doing, robust_list_head,
-    set_affinity_self, set_nice_self,
+    set_affinity_self, set_nice_self, switches,
 };
 pub use tree::{children_of, descendants_of, descends_from, threads};
 pub use wait::{kill, pidfd_open, raise_like, reap, tgkill_check, wait};

@@ -9,7 +9,7 @@ use rustix::thread::CpuSet;
 
 use super::pid as checked;
 use crate::errno::check;
-use crate::procfs::{malformed, reread, stat_fields};
+use crate::procfs::{field, malformed, reread, stat_fields};
 
 /// The CPUs of this process as it was started (by `taskset`, a cpuset ...), kept because binding a thread forgets them. Whoever asks
 /// first, before binding anything, decides.
@@ -107,6 +107,19 @@ pub fn doing(pid: u32, tid: u32) -> io::Result<Doing> {
         .ok_or_else(|| malformed(path))
 }
 
+/// How often thread `tid` of process `pid` has left a CPU. Every time that it stops to run counts.
+///
+/// # Errors
+///
+/// `ENOENT` or `ESRCH` when there is no such thread.
+pub fn switches(pid: u32, tid: u32) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status"))?;
+    let number = |key| field(&text, key)?.parse::<u64>().ok();
+    number("voluntary_ctxt_switches")
+        .and_then(|voluntary| Some(voluntary + number("nonvoluntary_ctxt_switches")?))
+        .ok_or_else(|| malformed("/proc/PID/task/TID/status"))
+}
+
 fn parse_doing(text: &str) -> Option<Doing> {
     match text.split_ascii_whitespace().next()? {
         "running" => Some(Doing::Running),
@@ -164,5 +177,14 @@ mod tests {
         assert_eq!(parse_doing(call), Some(Doing::Sleeping(56)));
         assert_eq!(parse_doing("-1 0x7ffe 0x7f12\n"), Some(Doing::Sleeping(-1)));
         assert_eq!(parse_doing(""), None);
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_has_left_its_cpu_once_more() {
+        let (pid, tid) = (std::process::id(), rustix::thread::gettid().as_raw_nonzero().get() as u32);
+        let before = switches(pid, tid).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        assert!(switches(pid, tid).unwrap() > before);
+        assert!(switches(pid, 1).is_err(), "a thread of another process");
     }
 }

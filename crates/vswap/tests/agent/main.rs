@@ -15,7 +15,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use mini::{Evicted, PAGE, Pager, Program, Target};
-use vswap_wire::{Command as Order, Hello, Reason, Run, Welcome, buffer};
+use vswap_sys::uffd::RegisterMode;
+use vswap_wire::{BATCH_PAGES, Command as Order, Hello, Reason, Run, Welcome, buffer};
 
 /// All signals but SIGKILL and SIGSTOP.
 const EVERY_SIGNAL: &str = "fffffffffffbfeff";
@@ -259,6 +260,25 @@ fn pages_shared_by_a_fork_are_made_the_programs_own() {
     let answer = target.evict(&[run(start, 20), run(start + 20 * PAGE, 20)]);
     let moved = bits(40) & !(1 << 7);
     assert_eq!(answer, Evicted { moved, first_errno: libc::ENOENT, emptied: true, again: false });
+    assert_eq!(program.ask("check"), "intact");
+    assert_eq!(program.end().code(), Some(0));
+}
+
+#[test]
+fn a_pager_that_unregisters_staging_gets_nothing_more() {
+    let pager = Pager::new();
+    let (mut program, target, start) = start(&pager, 64);
+    assert_eq!(target.tally(), (0, 0));
+    assert_eq!(target.evict(&[run(start, 8), run(start + 9 * PAGE, 1)]).moved, bits(9));
+    assert_eq!(target.tally(), (1, bits(9)));
+    let staging = target.greeting.staging..target.greeting.staging + BATCH_PAGES as u64 * PAGE;
+    target.service.uffd.unregister(staging.clone()).unwrap();
+    let answer = target.evict(&[run(start + 20 * PAGE, 8), run(start + 40 * PAGE, 8)]);
+    assert_eq!(answer, Evicted { moved: 0, first_errno: libc::EINVAL, emptied: true, again: false });
+    assert_eq!(target.tally(), (2, 0));
+    target.service.uffd.register(staging, RegisterMode::WP).unwrap();
+    assert_eq!(target.evict(&[run(start + 20 * PAGE, 40)]), all(40));
+    assert_eq!(target.tally(), (3, bits(40)));
     assert_eq!(program.ask("check"), "intact");
     assert_eq!(program.end().code(), Some(0));
 }

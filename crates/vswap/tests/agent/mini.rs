@@ -19,7 +19,7 @@ use vswap_sys::shared::SharedPages;
 use vswap_sys::socket::{Conn, Listener};
 use vswap_sys::uffd::{FEATURES, Message, RegisterMode, Uffd};
 use vswap_wire::{
-    Answer, BATCH_PAGES, Command as Order, Greeting, Hello, Refusal, Run, Runs, Welcome, buffer,
+    Answer, BATCH_PAGES, Command as Order, Greeting, Hello, Refusal, Run, Runs, TALLY, Welcome, buffer,
 };
 
 use crate::agent_image;
@@ -239,6 +239,12 @@ impl Target {
             self.service.uffd.wake(run.address..run.end()).unwrap();
         }
         Evicted { moved, again, first_errno, emptied }
+    }
+
+    /// How many batches the agent has copied, and what had moved of the last one.
+    pub(crate) fn tally(&self) -> (u64, u128) {
+        let word = |index| u128::from(self.ring.word(TALLY, index));
+        (self.ring.word(TALLY, 0), word(1) | word(2) << 64)
     }
 
     /// Gives back an evicted page that nobody waits for.

@@ -1,15 +1,8 @@
 //! Moving a batch of pages out: the agent is asked, waited for, and what it took goes into slots.
 //!
 //! While pages move no event is read: what moved has then moved before every change whose event is still unread, so the
-//! model was exact for it. The one exception is an agent that itself waits for a page, which vanished between its look and
-//! its attempt to un-share it (a discard is zapped after its event was read). Its fault has to be answered, and neither can
-//! one see whether it is a fault that it sleeps for (it may be a lock, or memory), nor read faults alone, nor answer a fault
-//! while a change is counted whose event is unread.
-//!
-//! So the agent is told to stop by [`Halt`](wire::Command::Halt), for which it looks whenever it comes out of an madvise. If it
-//! was seen asleep inside one after that was sent, every MOVE of this batch is over, whatever it does next. Then messages are
-//! read and stashed, and handed to the protocol after the answer, in their order; the answer says that a change is under
-//! way, so that nothing happens in between.
+//! model was exact for it. An agent that does not get on is therefore not waited for while messages are read, nor for ever: the
+//! batch is ended without it ([`take_back`](super::take_back)).
 
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -17,37 +10,31 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use log::debug;
-use vswap_core::SlotId;
+use vswap_core::{Page, SlotId};
 use vswap_sys::poll::{Events, poll};
-use vswap_sys::uffd::{Message, Partial};
 use vswap_wire as wire;
 
 use super::super::answers::taken;
-use super::super::settle::sleeps_in_madvise;
 use super::{PAGE, Port};
 use crate::proto::{Answer, BATCH_PAGES};
 
-/// An agent that needs longer for a batch may wait for us.
+/// An agent that needs longer for a batch may wait for us, or stand still.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// How soon is looked again once it does.
-const SOON: Duration = Duration::from_millis(1);
 const GIVE_UP: Duration = Duration::from_secs(10);
 /// With more address spaces than these a ring does not keep its memory until the next batch.
 const RINGS: usize = 8;
 
-/// Which pages moved, and whether a change of mappings has cut it short.
-type Moved = ([u64; wire::MOVED_WORDS], bool);
-const NOTHING: Moved = ([0; wire::MOVED_WORDS], false);
-
-/// What is known of an agent that is late.
+/// What came of a batch.
 #[derive(Default)]
-struct Late {
-    /// It was told to stop.
-    told: bool,
-    /// It was seen asleep in an madvise since: nothing moves any more.
-    still: bool,
-    /// The page that it waits for.
-    page: Option<u64>,
+pub(super) struct Batch {
+    /// Which pages have moved.
+    pub(super) moved: [u64; wire::MOVED_WORDS],
+    /// The rest is to be tried again.
+    pub(super) again: bool,
+    /// The pages, where they were read from staging; otherwise they are in the ring.
+    pub(super) pages: Option<Vec<Page>>,
+    /// The agent is no more, or not to be believed.
+    pub(super) ended: bool,
 }
 
 impl Port {
@@ -77,21 +64,21 @@ impl Port {
             self.shared.warn("no memory for slots: pages stay resident".into());
             return nothing;
         }
-        let (moved, again) = if self.send(&wire::Command::Evict { runs: batch }) {
+        self.batches += 1;
+        let batch = if self.send(&wire::Command::Evict { runs: batch }) {
             self.tenant.watch.awaits_agent(self.shared.now_ns());
-            let answer = self.await_agent();
+            let batch = self.await_agent();
             self.tenant.watch.awaits_agent(0);
-            match answer {
-                Ok(answer) => answer,
-                Err(lost) => return lost,
-            }
+            batch
         } else {
-            self.agent = None;
-            NOTHING
+            Batch { ended: true, ..Batch::default() }
         };
-        let events = self.stashed.iter().any(|message| !matches!(message, Message::Fault { .. }));
-        match self.keep(&list, slots, moved) {
-            Ok(pages) => Answer::Moved(pages, again || events),
+        let kept = self.keep(&list, slots, &batch);
+        if batch.ended {
+            self.agent = None;
+        }
+        match kept {
+            Ok(pages) => Answer::Moved(pages, batch.again),
             Err(lost) => lost,
         }
     }
@@ -101,13 +88,13 @@ impl Port {
         &mut self,
         runs: &[wire::Run],
         slots: Vec<SlotId>,
-        moved: [u64; wire::MOVED_WORDS],
+        batch: &Batch,
     ) -> Result<Vec<(u64, SlotId)>, Answer> {
         let Some(agent) = &self.agent else {
             self.shared.space.free_n(&slots);
             return Ok(Vec::new());
         };
-        let Some(taken) = taken(runs, &moved) else {
+        let Some(taken) = taken(runs, &batch.moved) else {
             // No honest agent says that: nothing more is believed.
             self.agent = None;
             self.shared.space.free_n(&slots);
@@ -119,7 +106,10 @@ impl Port {
         let mut buffer = self.shared.buffers.lend(taken.len());
         let bytes = &mut buffer[..taken.len()];
         for (page, &(_, index)) in bytes.iter_mut().zip(&taken) {
-            agent.ring.copy_page_out(index, page);
+            match &batch.pages {
+                Some(pages) => *page = pages[index],
+                None => agent.ring.copy_page_out(index, page),
+            }
         }
         if let Some((_, last)) = taken.last() {
             self.tenant.ring_pages.fetch_max(*last as u64 + 1, Relaxed);
@@ -159,105 +149,34 @@ impl Port {
         }
     }
 
-    /// Waits for the agent's answer.
-    fn await_agent(&mut self) -> Result<Moved, Answer> {
+    /// Waits for the agent's answer, for as long as it gets on.
+    fn await_agent(&mut self) -> Batch {
         let began = Instant::now();
         let mut buffer = wire::buffer();
-        let mut late = Late::default();
         loop {
-            let Some(agent) = &self.agent else { return Ok(NOTHING) };
-            let patience = if late.still { SOON } else { PATIENCE };
-            match poll(&[(agent.conn.as_fd(), Events::IN)], Some(patience)) {
+            let Some(agent) = &self.agent else { return Batch::default() };
+            match poll(&[(agent.conn.as_fd(), Events::IN)], Some(PATIENCE)) {
                 Ok(ready) if ready.first().is_some_and(|events| !events.is_empty()) => {}
                 _ => {
-                    if began.elapsed() > GIVE_UP && !self.alive() {
-                        self.agent = None;
-                        return Ok(NOTHING);
+                    if let Some(batch) = self.take_back() {
+                        return batch;
                     }
-                    self.help(&mut late)?;
+                    if began.elapsed() > GIVE_UP && !self.alive() {
+                        return Batch { ended: true, ..Batch::default() };
+                    }
                     continue;
                 }
             }
             let received = agent.conn.recv(&mut buffer);
             match received.map(|(length, _)| wire::Answer::decode(&buffer[..length])) {
-                Ok(Ok(wire::Answer::Started { tid })) if agent.tid == 0 => self.started(tid),
                 Ok(Ok(wire::Answer::Evicted { moved, again, emptied, .. })) => {
-                    self.evictable &= emptied;
-                    return Ok((moved, again));
+                    self.answered(emptied);
+                    return Batch { moved, again, ..Batch::default() };
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Ok(_) | Err(_) => {
-                    // The end of the agent, and with it of the address space; or nonsense, which ends it as well.
-                    self.agent = None;
-                    return Ok(NOTHING);
-                }
+                // The end of the agent, and as a rule of the address space; or nonsense, which ends it as well.
+                Ok(_) | Err(_) => return self.take_back_from_dead(),
             }
         }
-    }
-
-    /// Serves the agent's own fault, if that is what it waits for.
-    fn help(&mut self, late: &mut Late) -> Result<(), Answer> {
-        if !late.still {
-            // A stopped or a busy machine makes an agent late, too; then nothing may be read.
-            let (pid, agent) = (self.tenant.pid.load(Relaxed), self.agent_tid());
-            if !sleeps_in_madvise(pid, agent) {
-                return Ok(());
-            }
-            late.told = late.told || self.send(&wire::Command::Halt);
-            late.still = late.told && sleeps_in_madvise(pid, agent);
-            if !late.still {
-                return Ok(());
-            }
-            debug!(target: "evict", "process {pid}: its agent stands still in an madvise");
-        }
-        if let Some(addr) = late.page {
-            self.refuse_arrival(addr)?;
-            match self.uffd.zeropage(addr..addr + PAGE, false) {
-                // Events are unread.
-                Err(Partial { errno: libc::EAGAIN, .. }) => {}
-                // Unmapped, or there again: it has to look itself.
-                Err(_) => {
-                    let _ = self.uffd.wake(addr..addr + PAGE);
-                    late.page = None;
-                }
-                Ok(_) => late.page = None,
-            }
-        }
-        self.read_for_agent(late);
-        Ok(())
-    }
-
-    /// Reads up to the agent's fault, or to the first event: faults come first, so there is none of the agent's behind it.
-    fn read_for_agent(&mut self, late: &mut Late) {
-        let agent = self.agent_tid();
-        while let Ok(Some(message)) = self.uffd.read_message() {
-            match message {
-                Message::Fault { addr, tid, .. } if tid == agent => {
-                    late.page = Some(addr & !(PAGE - 1));
-                    return;
-                }
-                fault @ Message::Fault { .. } => self.stashed.push_back(fault),
-                event => {
-                    self.stashed.push_back(event);
-                    return;
-                }
-            }
-        }
-    }
-
-    /// What the agent waits for is zero, since it was there and is not: unless something has been moved there, which
-    /// only an mremap can do that was not granted.
-    fn refuse_arrival(&self, addr: u64) -> Result<(), Answer> {
-        let arrived = |message: &Message| match message {
-            Message::Remap { to, len, .. } => (*to..to + len).contains(&addr),
-            _ => false,
-        };
-        if !self.stashed.iter().any(arrived) {
-            return Ok(());
-        }
-        let why = format!(
-            "an mremap has moved something to {addr:#x} while it was on its way out, and no gate orders them"
-        );
-        Err(Answer::Lost(addr, why))
     }
 }

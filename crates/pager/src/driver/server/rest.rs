@@ -45,7 +45,7 @@ impl Server {
             self.quiet_tries = 0;
             self.freezer.quiet();
             let evicts = self.tenant.wanted.load(Relaxed) > 0 && self.port.can_evict();
-            if evicts || !self.forking.is_empty() || !self.port.stashed.is_empty() {
+            if evicts || !self.forking.is_empty() {
                 Some(Duration::ZERO)
             } else if self.space.held_faults() > 0 {
                 Some(Duration::from_millis(2))
@@ -101,6 +101,7 @@ impl Server {
             {
                 self.called(result);
             }
+            Some(wire::Answer::Evicted { emptied, .. }) if self.port.overdue => self.port.answered(emptied),
             // Its end; or what no honest agent says, which ends it as well.
             _ => {
                 info!(target: "agent", "process {}: its agent is gone ({answer:?})", self.tenant.pid.load(Relaxed));
