@@ -87,6 +87,7 @@ impl World<'_> {
         let space = &mut self.spaces[self.threads[t].space];
         space.fenced = false;
         if std::mem::take(&mut space.pager.overdue) {
+            space.pager.space.set_overdue(None);
             space.pager.batch = Batch::default();
         } else {
             space.pager.batch.done = true;

@@ -426,6 +426,7 @@ impl World<'_> {
         let space = &mut self.spaces[s];
         let batch = std::mem::take(&mut space.pager.batch);
         space.pager.overdue = true;
+        space.pager.space.set_overdue(space.agent.map(|agent| agent as u32));
         let taken = if batch.copied && self.setup.rules.tally {
             batch.taken
         } else {

@@ -266,6 +266,8 @@ impl Server {
         loop {
             self.effects();
             self.space.set_agent(self.port.agent.is_some());
+            self.space
+                .set_overdue(self.port.overdue.then_some(self.port.agent_tid()).filter(|&agent| agent != 0));
             let Some(command) = self.space.next_command() else { break };
             if matches!(command, Command::Move(_)) {
                 self.show();

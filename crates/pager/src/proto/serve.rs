@@ -23,7 +23,7 @@ impl AddressSpace {
             let pages = slots.len() as u64;
             return Some(Job::Serving { fault, slots, pages });
         }
-        if self.throttled {
+        if self.throttled && self.overdue != Some(fault.tid) {
             self.held.push_back(fault);
             return None;
         }

@@ -83,6 +83,8 @@ pub struct AddressSpace {
     pub(super) gated: bool,
     /// Somebody in there executes what is granted, and tells the result.
     pub(super) has_agent: bool,
+    /// It has not answered its last batch, which is over; its thread.
+    pub(super) overdue: Option<u32>,
     pub(super) sole_thread: bool,
     pub(super) asked: VecDeque<(Ticket, Call)>,
     pub(super) granted: Option<(Ticket, Call)>,
@@ -183,6 +185,12 @@ impl AddressSpace {
     /// Whether somebody in there executes what is granted. A forked child begins without.
     pub fn set_agent(&mut self, has: bool) {
         self.has_agent = has;
+    }
+
+    /// The agent's thread, if it has yet to answer a batch that was ended without it. It may wait for a page. Pages wait while a call
+    /// is granted, so nothing is granted to it; and its own first touches do not wait for memory, which only it can give.
+    pub fn set_overdue(&mut self, agent: Option<u32>) {
+        self.overdue = agent;
     }
 
     /// Whether what a fork brought was compared with what is mapped: only then may its agent go on.
@@ -328,6 +336,7 @@ impl AddressSpace {
         let unverified = self.unverified();
         if self.granted.is_none()
             && !unverified
+            && self.overdue.is_none()
             && let Some(&(ticket, call)) = self.asked.front()
             && (self.window.is_none() || (self.has_agent && !self.takes_untold(&call)))
         {

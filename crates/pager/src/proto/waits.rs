@@ -39,7 +39,7 @@ impl AddressSpace {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Answer, ChildKey, Effect, Input, Stop, Ticket};
+    use super::super::{Answer, ChildKey, Command, Effect, Input, Stop, Ticket};
     use super::*;
 
     fn fault(tid: u32) -> Fault {
@@ -48,6 +48,23 @@ mod tests {
 
     fn reasons(space: &AddressSpace) -> Vec<(u32, WaitsFor)> {
         space.waiting().map(|(fault, why)| (fault.tid, why)).collect()
+    }
+
+    #[test]
+    fn a_page_does_not_wait_for_a_call_that_its_reader_would_have_to_execute() {
+        let mut space = AddressSpace::new(true);
+        space.set_overdue(Some(1));
+        space.input(Input::Throttle(true));
+        let call = Call::Madvise { start: 0x9000, len: 4096, advice: 102 };
+        space.input(Input::Asked(Ticket(1), call));
+        space.input(Input::Fault(fault(2)));
+        space.input(Input::Fault(fault(1)));
+        assert!(matches!(space.next_command(), Some(Command::Zero { .. })));
+        space.answer(Answer::Installed(1, Stop::Complete));
+        assert!(space.next_command().is_none());
+        assert_eq!(reasons(&space), [(2, WaitsFor::Memory)]);
+        space.set_overdue(None);
+        assert!(matches!(space.next_command(), Some(Command::Execute(Ticket(1), _))));
     }
 
     #[test]

@@ -16,7 +16,8 @@
 //!   run while we read it: it might have gone on to empty it. If it did run, we take nothing, and it answers.
 //!
 //! When it wakes up, its MOVEs fail, it copies out and empties what is there still (and registers staging, behind its last
-//! MOVE), and answers. Nothing of that answer is used. Until it has come there is no other batch.
+//! MOVE), and answers. Nothing of that answer is used. Until it has come there is no other batch, and no call is granted: the agent may wait for a page, and pages
+//! wait for calls.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
