@@ -98,12 +98,7 @@ impl State {
             outcome.note(errno);
             self.full = true;
         }
-        Answer::Evicted {
-            moved,
-            again: outcome.again,
-            first_errno: outcome.first_errno,
-            emptied: !self.full,
-        }
+        Answer::Evicted { moved, again: outcome.again, first_errno: outcome.first_errno, emptied: !self.full }
     }
 
     /// Moves what can be moved of one run, whose first page has this position in the batch.
