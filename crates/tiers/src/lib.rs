@@ -66,8 +66,8 @@
 //!
 //! Chosen: zstd −1. It takes a third to a half less room at twice the time, and at equal total memory room is what counts: each
 //! byte that the pool does not take stays with the program. `vswap run`, the same limits, LZ4 → zstd −1, faults: a JVM at 70 % of its
-//! memory 678,000 → 317,000, node at 63 % 547,000 → 432,000, python at 57 % 67,600 → 57,100; wall 21.6 → 12.1, 21.5 → 16.3 and
-//! 6.6 → 5.9 s. (Where half of each page is noise, as generators make it, there is nothing to win, and a load costs 1.1 µs more.)
+//! memory 678,000 → 317,000, node at 63 % 547,000 → 432,000, python at 57 % 67,600 → 57,100; wall, on a machine whose cores were both
+//! busy with other work, 21.6 → 12.1, 21.5 → 16.3 and 6.6 → 5.9 s. (Where half of each page is noise, as generators make it, there is nothing to win, and a load costs 1.1 µs more.)
 //! Smaller hash tables than the level's own compress 4 KiB as well (514 bytes for python's pages with 2^10 to 2^13 entries); level −2
 //! is no faster, 1 takes 1.6 times as long for a tenth less. At most 0.7 % of the pages (python's) do not shrink to three quarters,
 //! so that threshold decides nothing here; it bounds what an object may cost, and the rest is better off on a disk.
