@@ -103,6 +103,9 @@ impl Soak {
             round += 1;
         }
         cell.seconds = begun.elapsed().as_secs_f64();
+        if cell.pages == 0 && cell.problem.is_none() {
+            cell.problem = Some("every round was stopped before it had verified a page".to_owned());
+        }
         Ok(cell)
     }
 

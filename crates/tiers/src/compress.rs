@@ -43,16 +43,13 @@ impl Compressor {
 }
 
 /// Compressors and decompressors, lent to whoever needs one: they take memory, and threads are many.
+#[derive(Default)]
 pub(crate) struct Codec {
     compressors: Mutex<Vec<Compressor>>,
     decompressors: Mutex<Vec<DCtx<'static>>>,
 }
 
 impl Codec {
-    pub(crate) fn new() -> Self {
-        Self { compressors: Mutex::default(), decompressors: Mutex::default() }
-    }
-
     /// Has `work` done with a compressor; `None` if there is no memory for one.
     pub(crate) fn with_compressor<T>(&self, work: impl FnOnce(&mut Compressor) -> T) -> Option<T> {
         let idle = self.compressors.lock().pop();

@@ -51,7 +51,7 @@ pub struct Port {
     pagemap: Option<Pagemap>,
     /// None without ptrace permission.
     memory: Option<Memory>,
-    pins: Pins,
+    pub pins: Pins,
     /// The kernel refuses to install pages since.
     refused_since: Option<Instant>,
     sources: Vec<Result<Source, vswap_core::LoadFailure>>,
@@ -125,11 +125,6 @@ impl Port {
     pub fn set_agent(&mut self, agent: Agent) {
         self.look_into();
         self.agent = Some(agent);
-    }
-
-    /// A turn begins: threads may have come and gone.
-    pub fn turn(&mut self) {
-        self.pins.outdate();
     }
 
     /// Whether asking for evictions makes sense.

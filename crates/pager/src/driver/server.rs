@@ -342,7 +342,7 @@ impl Server {
             }
             let wanted = self.tenant.wanted.load(Relaxed);
             if wanted > 0 {
-                self.port.turn();
+                self.port.pins.outdate();
                 self.space.set_now(self.shared.now_ns());
             }
             self.space.input(Input::Evict(wanted.min(BATCH_PAGES)));

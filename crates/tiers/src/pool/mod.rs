@@ -133,7 +133,7 @@ impl Pool {
         Self {
             cleaning,
             width: Width::default(),
-            codec: Codec::new(),
+            codec: Codec::default(),
             table: Table::new(),
             shards: Default::default(),
             registry: Mutex::default(),

@@ -2,6 +2,32 @@
 
 use super::*;
 
+/// `pages` present pages of a mapping at A, of which the first is wiped on fork; all have left.
+fn evicted_and_wiped(pages: u64) -> (Kernel, AddressSpace) {
+    let mut kernel = Kernel { mappings: vec![A..A + pages * PAGE], ..Kernel::default() };
+    kernel.present.extend((0..pages).map(|n| (A + n * PAGE, 1 + n)));
+    kernel.wiped.insert(A..A + PAGE);
+    let mut space = AddressSpace::new(true);
+    space.input(Input::Evict(pages));
+    kernel.run(&mut space);
+    (kernel, space)
+}
+
+/// A fork, and the parent's window closes.
+fn forked(kernel: &mut Kernel, space: &mut AddressSpace) -> AddressSpace {
+    space.input(Input::Fork(ChildKey(1)));
+    drain(kernel, space);
+    kernel.children.pop().unwrap().1
+}
+
+/// The same, and the child has been told.
+fn forked_and_told(kernel: &mut Kernel, space: &mut AddressSpace) -> AddressSpace {
+    let mut child = forked(kernel, space);
+    child.input(Input::ParentClosed(Vec::new()));
+    drain(kernel, &mut child);
+    child
+}
+
 #[test]
 fn a_child_has_the_table_as_it_was_at_its_place_in_the_window() {
     let (mut kernel, mut space) = evicted(4);
@@ -26,11 +52,7 @@ fn a_child_has_the_table_as_it_was_at_its_place_in_the_window() {
 #[test]
 fn a_child_forgets_what_was_kept_from_it_before_it_registers_anything() {
     let (mut kernel, mut space) = evicted(4);
-    space.input(Input::Fork(ChildKey(1)));
-    drain(&mut kernel, &mut space);
-    let (_, mut child) = kernel.children.pop().unwrap();
-    child.input(Input::ParentClosed(Vec::new()));
-    drain(&mut kernel, &mut child);
+    let mut child = forked_and_told(&mut kernel, &mut space);
     // MADV_DONTFORK on the first two pages; the child has mapped something of its own at the first one.
     kernel.mappings = vec![A..A + PAGE, A + 2 * PAGE..A + 4 * PAGE];
     kernel.registered.remove(A..A + 2 * PAGE);
@@ -47,17 +69,8 @@ fn a_child_forgets_what_was_kept_from_it_before_it_registers_anything() {
 
 #[test]
 fn a_child_reads_zeros_where_its_parent_is_wiped_on_fork() {
-    let mut kernel = Kernel { mappings: vec![A..A + 2 * PAGE], ..Kernel::default() };
-    kernel.present.extend([(A, 1), (A + PAGE, 2)]);
-    kernel.wiped.insert(A..A + PAGE);
-    let mut space = AddressSpace::new(true);
-    space.input(Input::Evict(2));
-    kernel.run(&mut space);
-    space.input(Input::Fork(ChildKey(1)));
-    drain(&mut kernel, &mut space);
-    let (_, mut child) = kernel.children.pop().unwrap();
-    child.input(Input::ParentClosed(Vec::new()));
-    drain(&mut kernel, &mut child);
+    let (mut kernel, mut space) = evicted_and_wiped(2);
+    let mut child = forked_and_told(&mut kernel, &mut space);
     assert_eq!((space.evicted(), child.evicted()), (2, 1));
     child.input(fault(A));
     kernel.run(&mut child);
@@ -66,12 +79,7 @@ fn a_child_reads_zeros_where_its_parent_is_wiped_on_fork() {
 
 #[test]
 fn what_grows_out_of_a_wiped_mapping_is_wiped_too() {
-    let mut kernel = Kernel { mappings: vec![A..A + PAGE], ..Kernel::default() };
-    kernel.present.insert(A, 1);
-    kernel.wiped.insert(A..A + PAGE);
-    let mut space = AddressSpace::new(true);
-    space.input(Input::Evict(1));
-    kernel.run(&mut space);
+    let (mut kernel, mut space) = evicted_and_wiped(1);
     space.input(Input::Asked(Ticket(1), mremap(A, PAGE, 2 * PAGE)));
     kernel.run(&mut space);
     space.input(Input::Returned(Ticket(1), A as i64));
@@ -81,20 +89,13 @@ fn what_grows_out_of_a_wiped_mapping_is_wiped_too() {
     drain(&mut kernel, &mut space);
     space.input(Input::Evict(1));
     kernel.run(&mut space);
-    space.input(Input::Fork(ChildKey(1)));
-    drain(&mut kernel, &mut space);
-    let (_, child) = kernel.children.pop().unwrap();
+    let child = forked(&mut kernel, &mut space);
     assert_eq!((space.evicted(), child.evicted()), (2, 0));
 }
 
 #[test]
 fn an_unmap_read_before_a_fork_does_not_hand_wiped_pages_to_the_child() {
-    let mut kernel = Kernel { mappings: vec![A..A + PAGE], ..Kernel::default() };
-    kernel.present.insert(A, 1);
-    kernel.wiped.insert(A..A + PAGE);
-    let mut space = AddressSpace::new(true);
-    space.input(Input::Evict(1));
-    kernel.run(&mut space);
+    let (mut kernel, mut space) = evicted_and_wiped(1);
     space.input(Input::Unmap(A..A + PAGE)); // made after the fork, but delivered first
     space.input(Input::Fork(ChildKey(1)));
     kernel.run(&mut space);
@@ -128,12 +129,7 @@ fn in_the_child_of_a_fork_beside_an_mremap_a_resident_page_is_right_and_its_slot
 #[test]
 fn what_an_mremap_leaves_mapped_is_still_wiped_on_fork() {
     // DONTUNMAP takes A to B; what is left at A is wiped on fork as before, and then moves onto B.
-    let mut kernel = Kernel { mappings: vec![A..A + PAGE], ..Kernel::default() };
-    kernel.present.insert(A, 1);
-    kernel.wiped.insert(A..A + PAGE);
-    let mut space = AddressSpace::new(true);
-    space.input(Input::Evict(1));
-    kernel.run(&mut space);
+    let (mut kernel, mut space) = evicted_and_wiped(1);
     for ticket in 1..3 {
         space.input(Input::Asked(Ticket(ticket), mremap(A, PAGE, PAGE)));
         kernel.run(&mut space);
@@ -147,9 +143,7 @@ fn what_an_mremap_leaves_mapped_is_still_wiped_on_fork() {
     kernel.wiped.insert(B..B + PAGE);
     space.input(Input::Evict(1));
     kernel.run(&mut space);
-    space.input(Input::Fork(ChildKey(1)));
-    drain(&mut kernel, &mut space);
-    let (_, child) = kernel.children.pop().unwrap();
+    let child = forked(&mut kernel, &mut space);
     assert_eq!((space.evicted(), child.evicted()), (1, 0));
 }
 
@@ -195,9 +189,7 @@ fn a_recall_onto_a_present_page_is_a_stop() {
 #[test]
 fn a_child_is_served_only_what_is_mapped_there() {
     let (mut kernel, mut space) = evicted(2);
-    space.input(Input::Fork(ChildKey(1)));
-    drain(&mut kernel, &mut space);
-    let (_, mut child) = kernel.children.pop().unwrap();
+    let mut child = forked(&mut kernel, &mut space);
     child.input(fault(A));
     child.input(Input::ParentClosed(Vec::new()));
     assert!(!child.verified());
