@@ -5,7 +5,8 @@
     hostile.py gate        the same, but for calls at the gate
     hostile.py NAME        one attacker
 
-Attackers may fail as they like; only a stolen descriptor is an error (exit status 3).
+Attackers may fail as they like, but for the thief: it must be heard, and refused (exit status 3: it got the child's
+descriptor; 4: the child was hurt; 5: it was never heard).
 """
 import array
 import ctypes
@@ -190,6 +191,19 @@ def liar():
     del memory
 
 
+def claim(token, area):
+    """Whether the pager heard the claim, and refused it; the other attackers may keep it from being heard."""
+    try:
+        stream = connect()
+        send(stream, greeting(token, 1, area=area), [ring()])
+        packet, rights, _, _ = stream.recvmsg(64, 64)
+    except OSError:
+        return False
+    if rights or (packet and struct.unpack("<III", packet)[1]):
+        os._exit(3)
+    return bool(packet)
+
+
 def thief():
     """Claims the address space of a child of a fork, with the token that the child was given."""
     memory = fat()
@@ -198,7 +212,7 @@ def thief():
     wiped = [block for block, flags in zip(places, places[1:]) if " wf" in flags.splitlines()[0]]
     mapping = [line for line in wiped[0].splitlines() if "-" in line.split()[0]][-1]
     beacon = int(mapping.split("-")[0], 16)
-    area, deadline = anonymous(BATCH + 40), time.monotonic() + 30
+    area, deadline = anonymous(BATCH + 40), time.monotonic() + 120
     while time.monotonic() < deadline:
         tokens, go = os.pipe(), os.pipe()
         child = libc.syscall(57)
@@ -208,17 +222,14 @@ def thief():
             os.read(go[0], 1)
             os._exit(0 if [zlib.crc32(page) for page in memory] == sums else 1)
         token = struct.unpack("<Q", os.read(tokens[0], 8))[0]
-        if token:
-            stream = connect()
-            send(stream, greeting(token, 1, area=area), [ring()])
-            packet, rights, _, _ = stream.recvmsg(64, 64)
-            if rights or struct.unpack("<III", packet)[1]:
-                os._exit(3)
+        refused = token and claim(token, area)
         os.write(go[1], b"x")
         if os.waitpid(child, 0)[1] != 0:
             os._exit(4)
-        if token:
+        if refused:
             return
+        for end in tokens + go:
+            os.close(end)
         time.sleep(0.1)
     os._exit(5)
 
@@ -306,7 +317,7 @@ def tree():
     for honest in workers:
         assert honest.stdout.read(6) == b"ready\n"
     names = ["garbage", "crowd", "refusals", "descriptors", "silent", "deaf", "liar", "thief"]
-    attackers = {name: start(name, stderr=subprocess.DEVNULL) for name in names}
+    attackers = {name: start(name, stderr=None if name == "thief" else subprocess.DEVNULL) for name in names}
     going = [attackers[name] for name in ("thief", "garbage", "refusals", "descriptors", "liar")]
     while any(attacker.poll() is None for attacker in going):
         subprocess.run([sys.argv[2], "reclaim", "24M"], stdout=subprocess.DEVNULL)

@@ -112,7 +112,9 @@ mod tests {
     #[test]
     fn every_number_has_an_entry_of_its_own() {
         let directory = Directory::new();
-        let numbers: Vec<u32> = (0..3000).chain([1 << 20, (1 << 31) - 1]).collect();
+        // The upper tables of high numbers have millions of entries, too many for Miri.
+        let (few, high) = if cfg!(miri) { (600, 1 << 22) } else { (3000, (1 << 31) - 1) };
+        let numbers: Vec<u32> = (0..few).chain([1 << 20, high]).collect();
         for &n in &numbers {
             assert!(directory.get(n).is_none());
             directory.ensure(n).expect("memory");
@@ -121,7 +123,7 @@ mod tests {
         for &n in &numbers {
             assert_eq!(*directory.get(n).expect("set"), n);
         }
-        assert!(directory.get(3000).is_none());
+        assert!(directory.get(few).is_none());
         assert!(directory.get(u32::MAX).is_none());
     }
 
