@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Kills the pager at a random moment: every program must be gone within a second, and nothing may be wrong before.
+"""Kills the pager at a random moment: every program must be gone within a second (--within), and nothing may be wrong before.
 
-    killpager.py --vswap PATH --limit SIZE [--rounds N] [--seed N] [--victim pager|guardian] [--after LOW:HIGH] -- CMD…
+    killpager.py --vswap PATH --limit SIZE [--rounds N] [--seed N] [--victim pager|guardian] [--after LOW:HIGH]
+                 [--within SECONDS] -- CMD…
 
 Each round starts CMD under vswap, waits a random time (seconds, counted from the moment the pager exists),
-and sends SIGKILL to it. Then every program of the tree must have disappeared within a second (vswap's own processes, which
+and sends SIGKILL to it. Then every program of the tree must have disappeared in time (vswap's own processes, which
 give the spill file back, within ten), vswap must have failed, CMD must not have printed WRONG, nor, having been killed, have reported success.
 With --victim guardian the guardian is killed and nothing is asked but that no byte is wrong.
 """
@@ -18,7 +19,6 @@ import sys
 import tempfile
 import time
 
-GONE_WITHIN = 1.0
 OURS_WITHIN = 10.0
 
 
@@ -107,7 +107,7 @@ def one_round(args, rng, number):
                     gone = time.monotonic() - killed
                 if not left and process.poll() is not None:
                     break
-                within = GONE_WITHIN if programs else OURS_WITHIN
+                within = args.within if programs else OURS_WITHIN
                 if time.monotonic() - killed > within:
                     problem = "%.1f s after the kill still there: %s" % (
                         within, ", ".join("%s (%d)" % (c, p) for p, c in sorted(left.items())) or "vswap itself")
@@ -141,6 +141,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--victim", choices=["pager", "guardian"], default="pager")
     parser.add_argument("--after", default="0:3")
+    parser.add_argument("--within", type=float, default=1)
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()
     rng = random.Random(args.seed)

@@ -4,11 +4,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use crate::harness::{
-    PATIENCE, Scratch, assert_code, collect, compiled, is_dead, kill, parent, pid_in, quiet, stderr, stdout,
-    vswap, within,
+    PATIENCE, SOON, Scratch, assert_code, collect, compiled, is_dead, kill, parent, pid_in, quiet, stderr,
+    stdout, vswap, within,
 };
 use crate::holder::{HOLDER, Holder};
 
@@ -63,8 +62,8 @@ fn dies_at(call: &str, nth: &str, what: &str, words: &[&str], ready: &Path) -> S
     let mut tracer = strike(pager, call, nth, what);
     assert!(within(PATIENCE, || is_dead(pager)), "{call} {nth}: it is not reached");
     assert!(
-        within(Duration::from_secs(1), || session(leader).is_empty()),
-        "{call} {nth}: a second later {:?} are alive",
+        within(SOON, || session(leader).is_empty()),
+        "{call} {nth}: much later {:?} are alive",
         session(leader)
     );
     let _ = tracer.wait();
