@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn one_other_bit_anywhere_is_seen() {
         let mut page = [0x55; PAGE_SIZE];
-        for at in 0..PAGE_SIZE {
+        for at in (0..PAGE_SIZE).step_by(if cfg!(miri) { 509 } else { 1 }) {
             page[at] ^= 0x10;
             assert_eq!(filled(&page), None, "byte {at}");
             page[at] ^= 0x10;

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{debug, info, trace};
 use vswap_core::{PAGE_SIZE, Source};
@@ -52,6 +52,8 @@ pub struct Server {
     forking: Vec<Arc<Stopped>>,
     /// The agent has left so that its process could enter a user namespace.
     retired: bool,
+    /// When it was last seen whether a process without an agent lives.
+    looked: Instant,
     beacon_waits: bool,
     /// The agent of a forked child, which waits until what it inherited was compared.
     greeting: Option<Agent>,
@@ -109,6 +111,7 @@ impl Server {
             calls: HashMap::new(),
             forking: Vec::new(),
             retired: false,
+            looked: Instant::now(),
             beacon_waits: false,
             greeting: None,
             throttled: false,

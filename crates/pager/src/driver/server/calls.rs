@@ -1,6 +1,7 @@
 //! The calls that wait at the gate: when their turn has come the agent executes them, and their callers get the result.
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use log::debug;
 use vswap_sys::seccomp::{Notification, Reply};
@@ -31,6 +32,7 @@ impl Server {
         {
             self.port.agent = None;
             self.retired = true;
+            self.looked = Instant::now();
         }
         self.reply(call, Reply::Continue);
     }

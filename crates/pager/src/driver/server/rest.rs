@@ -76,12 +76,13 @@ impl Server {
         if ready.get(2).is_some_and(|events| !events.is_empty()) {
             self.hear();
         }
-        if ready.iter().all(|events| events.is_empty()) {
-            match timeout {
-                Some(LIVENESS) if self.port.agent.is_none() => self.check_alive(),
-                Some(RING_IDLE) => self.port.empty_ring(),
-                _ => {}
-            }
+        if timeout == Some(RING_IDLE) && ready.iter().all(|events| events.is_empty()) {
+            self.port.empty_ring();
+        }
+        // By the clock: there may be something to hear in every turn.
+        if self.port.agent.is_none() && self.looked.elapsed() >= LIVENESS {
+            self.looked = Instant::now();
+            self.check_alive();
         }
     }
 
