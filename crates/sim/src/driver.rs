@@ -316,7 +316,7 @@ impl World<'_> {
                 self.installed(s, page(at), &contents)
             }
             Command::Zero { addr: at, pages, fault } => {
-                let content = if fault.write { Some(0) } else { None };
+                let content = if fault.is_some_and(|fault| fault.write) { Some(0) } else { None };
                 self.installed(s, page(at), &vec![content; pages as usize])
             }
             Command::Mapping(at) => Answer::Mapping(

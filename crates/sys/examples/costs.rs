@@ -73,7 +73,7 @@ fn main() {
     cost("MemFile.read", 1, || memory.read());
     cost("pss_anon", 1, || process::pss_anon(me));
     cost("status", 1, || process::status(me));
-    let thread = ThreadFile::open(me).expect("stat");
+    let thread = ThreadFile::open(std::process::id(), me).expect("stat");
     cost("ThreadFile.cpu", 1, || thread.cpu());
     cost("cpu_of_thread", 1, || process::cpu_of_thread(me));
     cost("robust_list_head", 1, || process::robust_list_head(me));

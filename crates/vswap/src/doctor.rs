@@ -27,6 +27,11 @@ sudo vswap run ...                              (run it as root)";
 const FOLLOW_IN_CONTAINER: &str = "docker run --cap-add SYS_PTRACE ...";
 const FOLLOW_IN_NAMESPACE: &str =
     "a container that is not rootless, with CAP_SYS_PTRACE; only the machine's first user namespace counts";
+const FIRST: &str = "\
+one of:
+sudo vswap doctor --fix --apply                 (gives CAP_SYS_NICE to this vswap)
+an RLIMIT_RTPRIO of 1                           (`rtprio` in /etc/security/limits.conf)";
+const FIRST_IN_CONTAINER: &str = "docker run --cap-add SYS_NICE ...";
 const RENOUNCE_NOTHING: &str = "sudo vswap run ...    (run it as root, with CAP_SYS_ADMIN)";
 
 /// How well something works.
@@ -75,6 +80,7 @@ pub(crate) fn run(options: &cli::Doctor) -> u8 {
         mappings(),
         gate,
         ptrace(),
+        priority(),
         run_dir(),
         spill(),
         limits(),
@@ -304,6 +310,19 @@ fn ptrace() -> Check {
     Check { id: "ptrace", name: "ptrace", state, detail, fix }
 }
 
+/// Tried in a thread that ends with it.
+fn priority() -> Check {
+    let (id, name) = ("priority", "priority");
+    let tried = std::thread::spawn(process::set_realtime_self).join();
+    if matches!(tried, Ok(Ok(()))) {
+        let detail = "faults are answered first, on the CPU of who waits".into();
+        return Check { id, name, state: State::Works, detail, fix: None };
+    }
+    let detail = "no real-time priority: while a CPU is idle, a fault takes several times as long".into();
+    let fix = if permission::contained() { FIRST_IN_CONTAINER } else { FIRST };
+    Check { id, name, state: State::Degraded, detail, fix: Some(fix.into()) }
+}
+
 fn run_dir() -> Check {
     let (id, name) = ("run_directory", "run directory");
     match RunDir::create(&|_| Ok(vec![0])) {
@@ -389,6 +408,7 @@ mod tests {
             moving(),
             mappings(),
             ptrace(),
+            priority(),
             run_dir(),
             spill(),
             limits(),

@@ -1,10 +1,11 @@
 //! Which CPU a server runs on: that of the thread whose fault it answers, since a wake-up across CPUs costs more than
-//! the whole fault.
+//! the whole fault. And which CPU the thread wakes up on: the same. The kernel would send it to an idle one, and the
+//! next fault, too, would be one across CPUs.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use vswap_sys::process::{self, ThreadFile};
+use vswap_sys::process::{self, Anchor, ThreadFile};
 
 /// How often the CPU of a faulting thread is looked up, in faults.
 const LOOK_EVERY: u32 = 64;
@@ -14,37 +15,55 @@ const CACHED_THREADS: usize = 64;
 #[derive(Default)]
 pub struct Placement {
     faults: u32,
-    /// The thread served last, and its CPU.
+    /// The thread followed last, and its CPU.
     placed: Option<(u32, u32)>,
+    /// The CPU that the server is bound to.
+    bound: Option<u32>,
+    /// Nothing of the program runs on that CPU before the server sleeps.
+    goes_first: bool,
     threads: HashMap<u32, ThreadFile>,
 }
 
 impl Placement {
-    /// Moves the calling thread to the CPU of the thread that has faulted, if it knows of another one.
-    pub fn follow(&mut self, tid: u32) {
+    /// Has the calling thread go before the programs on its CPU; false if that is not allowed.
+    pub fn go_first(&mut self) -> bool {
+        self.goes_first = process::set_realtime_self().is_ok();
+        self.goes_first
+    }
+
+    /// Moves the calling thread to the CPU of the thread of process `pid` that has faulted, if it knows of another one.
+    pub fn follow(&mut self, pid: u32, tid: u32) {
         self.faults = self.faults.wrapping_add(1);
-        let (last, here) = self.placed.unzip();
-        if last == Some(tid) && !self.faults.is_multiple_of(LOOK_EVERY) {
+        if self.placed.is_some_and(|(last, _)| last == tid) && !self.faults.is_multiple_of(LOOK_EVERY) {
             return;
         }
-        let Ok(cpu) = self.cpu_of(tid) else {
+        let Ok(cpu) = self.cpu_of(pid, tid) else {
             self.threads.remove(&tid);
+            self.placed = None;
             return;
         };
-        if here != Some(cpu) {
+        if self.bound != Some(cpu) {
             // If it fails, the thread is served from where it is.
-            let _ = process::set_affinity_self(cpu);
+            self.bound = process::set_affinity_self(cpu).is_ok().then_some(cpu);
         }
         self.placed = Some((tid, cpu));
     }
 
-    fn cpu_of(&mut self, tid: u32) -> std::io::Result<u32> {
+    /// Keeps a thread that waits for an answer from being sent to another CPU when it comes. Only the one that was
+    /// followed last: of that it is known that it belongs to the process (in a PID namespace of its own the kernel calls it
+    /// by another number). And only with a real-time priority: the thread must not run before it has its CPUs back.
+    pub fn anchor(&self, tid: u32) -> Option<Anchor> {
+        let (_, cpu) = self.placed.filter(|&(placed, cpu)| placed == tid && self.bound == Some(cpu))?;
+        if self.goes_first { Anchor::hold(tid, cpu) } else { None }
+    }
+
+    fn cpu_of(&mut self, pid: u32, tid: u32) -> std::io::Result<u32> {
         if self.threads.len() >= CACHED_THREADS {
             self.threads.clear();
         }
         match self.threads.entry(tid) {
             Entry::Occupied(entry) => entry.get().cpu(),
-            Entry::Vacant(entry) => entry.insert(ThreadFile::open(tid)?).cpu(),
+            Entry::Vacant(entry) => entry.insert(ThreadFile::open(pid, tid)?).cpu(),
         }
     }
 }

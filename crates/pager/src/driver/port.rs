@@ -16,10 +16,11 @@ use vswap_sys::uffd::{Partial, RegisterMode, Uffd};
 use vswap_wire as wire;
 
 use super::pins::Pins;
+use super::placement::Placement;
 use super::shared::Shared;
 use super::tenant::{Agent, Tenant};
 use super::wiped::wiped_on_fork;
-use crate::proto::{Answer, Call, Command, MAX_WINDOW, Mapping, Stop};
+use crate::proto::{Answer, Call, Command, Fault, MAX_WINDOW, Mapping, Stop};
 
 mod batch;
 mod take_back;
@@ -62,6 +63,7 @@ pub struct Port {
     pub overdue: bool,
     /// Staging is not registered.
     fenced: bool,
+    pub placement: Placement,
 }
 
 /// How long the kernel may refuse to install a page (for want of memory) before the tree is ended.
@@ -92,6 +94,7 @@ impl Port {
             batches: 0,
             overdue: false,
             fenced: false,
+            placement: Placement::default(),
         }
     }
 
@@ -137,14 +140,14 @@ impl Port {
         match command {
             Command::Probe => self.probe(),
             Command::ProbePage(addr) => self.probe_page(addr),
-            Command::Copy { addr, slots, fault: None } => self.copy(addr, &slots),
+            Command::Copy { addr, slots, fault: None } => self.copy(addr, &slots, None),
             Command::Copy { addr, slots, fault: Some(fault) } => {
                 self.tenant.watch.loads(&fault);
-                let answer = self.copy(addr, &slots);
+                let answer = self.copy(addr, &slots, Some(&fault));
                 self.tenant.watch.loaded();
                 answer
             }
-            Command::Zero { addr, pages, fault } => self.zero(addr, pages, fault.write),
+            Command::Zero { addr, pages, fault } => self.zero(addr, pages, fault.as_ref()),
             Command::Mapping(at) => self.mapping(at),
             Command::Register(range) => {
                 let registered = self.uffd.register(range.clone(), RegisterMode::MISSING | RegisterMode::WP);
@@ -242,14 +245,20 @@ impl Port {
         Answer::Lost(addr, format!("the page at {addr:#x} cannot be brought back: {error}"))
     }
 
-    fn copy(&mut self, addr: u64, slots: &[SlotId]) -> Answer {
+    fn copy(&mut self, addr: u64, slots: &[SlotId], fault: Option<&Fault>) -> Answer {
         let mut bytes = self.shared.buffers.lend(slots.len().min(MAX_WINDOW as usize));
-        let answer = self.copy_through(&mut bytes, addr, slots);
+        let answer = self.copy_through(&mut bytes, addr, slots, fault);
         self.shared.buffers.take_back(bytes);
         answer
     }
 
-    fn copy_through(&mut self, bytes: &mut [Page], addr: u64, slots: &[SlotId]) -> Answer {
+    fn copy_through(
+        &mut self,
+        bytes: &mut [Page],
+        addr: u64,
+        slots: &[SlotId],
+        fault: Option<&Fault>,
+    ) -> Answer {
         let count = slots.len().min(bytes.len());
         self.sources.clear();
         self.shared.space.load_many(&slots[..count], &mut bytes[..count], &mut self.sources);
@@ -259,18 +268,22 @@ impl Port {
             return Answer::Lost(addr, format!("the page at {addr:#x} cannot be brought back: {failure}"));
         }
         self.last_source = self.sources.first().and_then(|source| source.as_ref().ok().copied());
+        let anchor = fault.and_then(|fault| self.placement.anchor(fault.tid));
         let copied = self.uffd.copy(addr, bytes[..good].as_flattened(), false);
+        drop(anchor);
         self.installed(addr, copied, good)
     }
 
-    fn zero(&mut self, addr: u64, pages: u64, write: bool) -> Answer {
+    fn zero(&mut self, addr: u64, pages: u64, fault: Option<&Fault>) -> Answer {
         self.last_source = None;
         let count = (pages as usize).min(MAX_WINDOW as usize);
-        let result = if write {
+        let anchor = fault.and_then(|fault| self.placement.anchor(fault.tid));
+        let result = if fault.is_some_and(|fault| fault.write) {
             self.uffd.copy(addr, ZEROS[..count].as_flattened(), false)
         } else {
             self.uffd.zeropage(addr..addr + count as u64 * PAGE, false)
         };
+        drop(anchor);
         self.installed(addr, result, count)
     }
 

@@ -16,7 +16,6 @@ use vswap_sys::uffd::{Message, RegisterMode, Uffd};
 
 use super::forks::Stopped;
 use super::freeze::Freezer;
-use super::placement::Placement;
 use super::port::Port;
 use super::settle::Settler;
 use super::shared::Shared;
@@ -58,11 +57,12 @@ pub struct Server {
     /// The agent of a forked child, which waits until what it inherited was compared.
     greeting: Option<Agent>,
     throttled: bool,
-    placement: Placement,
     settler: Settler,
     freezer: Freezer,
     counted: Counters,
-    quiet_tries: u32,
+    /// Turns in a row that have changed nothing, and how things stand since.
+    idle_turns: u32,
+    got_to: (u64, Counters),
     barren: u32,
 }
 
@@ -115,11 +115,11 @@ impl Server {
             beacon_waits: false,
             greeting: None,
             throttled: false,
-            placement: Placement::default(),
             settler: Settler::default(),
             freezer: Freezer::default(),
             counted: Counters::default(),
-            quiet_tries: 0,
+            idle_turns: 0,
+            got_to: (0, Counters::default()),
             barren: 0,
         }
     }
@@ -136,7 +136,9 @@ impl Server {
 
     fn run(mut self) {
         // A thread of the program waits for each of our turns. Without the right to it, as it comes.
-        let _ = process::set_nice_self(-5);
+        if !self.port.placement.go_first() {
+            let _ = process::set_nice_self(-5);
+        }
         while !self.space.is_gone() && self.shared.failure().is_none() {
             self.notes();
             let evicted = self.ask();
@@ -217,7 +219,7 @@ impl Server {
             }
             Message::Fault { addr, write, tid, .. } => {
                 self.seen(tid);
-                self.placement.follow(tid);
+                self.port.placement.follow(self.tenant.pid.load(Relaxed), tid);
                 self.settler.faulted(tid);
                 let stamp = self.shared.now_ns();
                 self.space.set_now(stamp);
@@ -378,14 +380,16 @@ impl Server {
         }
     }
 
-    /// Takes what has left off the wish; a sweep that found nothing a few times in a row ends the wish.
+    /// Takes what has left off the wish; a sweep that found nothing a few times in a row, not even pages that it would take at its
+    /// next visit, ends the wish.
     fn account(&mut self, before: u64) {
         let wanted = self.tenant.wanted.load(Relaxed);
         if wanted == 0 || self.space.window_open() {
             return;
         }
         let left = self.tenant.evictions.load(Relaxed) - before;
-        self.barren = if left == 0 { self.barren + 1 } else { 0 };
+        let passed = self.space.counters().passed - self.counted.passed;
+        self.barren = if left == 0 && passed == 0 { self.barren + 1 } else { 0 };
         let rest = if self.barren > BARREN_TURNS {
             self.tenant.barren_until.store(self.shared.now_ns() + BARREN_NS, Relaxed);
             0

@@ -128,8 +128,8 @@ pub enum Command {
         addr: u64,
         /// Pages.
         pages: u64,
-        /// The fault that it serves; zero pages of their own where it was a write.
-        fault: Fault,
+        /// The fault that it serves, if it serves one; a zero page of its own where that was a write.
+        fault: Option<Fault>,
     },
     /// The first mapping that ends above this address.
     Mapping(u64),

@@ -40,7 +40,7 @@ impl AddressSpace {
     pub(super) fn install(&self, fault: Fault, slots: &[SlotId], pages: u64) -> Command {
         let addr = fault.addr & !(PAGE - 1);
         match slots {
-            [] => Command::Zero { addr, pages: alone(fault, pages), fault },
+            [] => Command::Zero { addr, pages: alone(fault, pages), fault: Some(fault) },
             slots => Command::Copy { addr, slots: slots.to_vec(), fault: Some(fault) },
         }
     }

@@ -34,6 +34,8 @@ pub struct Counters {
     pub probed: u64,
     /// Pages that came back because the driver wanted them to.
     pub recalled: u64,
+    /// Pages that a sweep passed over because they had come back since its last visit.
+    pub passed: u64,
 }
 
 /// What is being done; each job knows the command it waits for.
@@ -323,7 +325,7 @@ impl AddressSpace {
             Job::Recalling { addr, slots } => {
                 Command::Copy { addr: *addr, slots: slots.clone(), fault: None }
             }
-            Job::Around { fault, pages } => Command::Zero { addr: fault.addr, pages: *pages, fault: *fault },
+            Job::Around { fault, pages } => Command::Zero { addr: fault.addr, pages: *pages, fault: None },
             Job::Granting(ticket, call) => Command::Execute(*ticket, *call),
             Job::Quieting => Command::Probe,
             Job::Deciding(doubts) => Command::ProbePage(*doubts.last()?),

@@ -224,7 +224,9 @@ impl AddressSpace {
                         self.evict_hand = addr;
                         return victims.iter().collect();
                     }
-                    if !self.warm.take(addr) {
+                    if self.warm.take(addr) {
+                        self.counters.passed += 1;
+                    } else {
                         victims.insert(addr..addr + PAGE);
                         pages += 1;
                     }

@@ -353,8 +353,9 @@ fn zeros_around_a_page_that_is_written_to_are_not_copied_and_a_fault_from_before
     kernel.log.clear();
     space.input(write(A + PAGE));
     kernel.run(&mut space);
-    let zero = |addr, write| Command::Zero { addr, pages: 1, fault: Fault { addr, write, tid: 1, stamp: 0 } };
-    assert_eq!(kernel.log, [zero(A + PAGE, true), zero(A + 2 * PAGE, false)]);
+    let fault = Fault { addr: A + PAGE, write: true, tid: 1, stamp: 0 };
+    let zero = |addr, fault| Command::Zero { addr, pages: 1, fault };
+    assert_eq!(kernel.log, [zero(A + PAGE, Some(fault)), zero(A + 2 * PAGE, None)]);
     kernel.log.clear();
     let call = Call::Madvise { start: A + 4 * PAGE, len: PAGE, advice: 102 };
     space.input(Input::Asked(Ticket(1), call));

@@ -22,8 +22,8 @@ pub use memory::{MemFile, Rss, Status, pss_anon, share_memory, start_of_stack, s
 pub use remote::Memory;
 pub use spawn::{Program, SpawnError, Step, raise_open_files_limit, spawn};
 pub use thread::{
-    Doing, ThreadFile, allowed_cpus, clear_affinity, cpu_of_thread, current_cpu, doing, robust_list_head,
-    set_affinity_self, set_nice_self, switches,
+    Anchor, Doing, ThreadFile, allowed_cpus, clear_affinity, cpu_of_thread, current_cpu, doing,
+    robust_list_head, set_affinity_self, set_nice_self, set_realtime_self, switches,
 };
 pub use tree::{children_of, descendants_of, descends_from, threads};
 pub use wait::{kill, pidfd_open, raise_like, reap, tgkill_check, wait};

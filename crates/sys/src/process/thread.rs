@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::sync::OnceLock;
 
+use rustix::process::Pid;
 use rustix::thread::CpuSet;
 
 use super::pid as checked;
@@ -47,6 +48,42 @@ pub fn set_affinity_self(cpu: u32) -> io::Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
+/// A sleeping thread that is bound to one CPU for as long as this lives: who wakes it there meanwhile does not send it to an
+/// idle CPU, as `select_idle_sibling` of the kernel would (kernel/sched/fair.c; wakes by userfaultfd are never "sync").
+///
+/// It must not come to run before this is dropped, since it could see its set, and its children would inherit it: who holds
+/// one is bound to the same CPU, and goes first there ([`set_realtime_self`]).
+#[derive(Debug)]
+pub struct Anchor {
+    tid: Pid,
+    before: CpuSet,
+    here: CpuSet,
+}
+
+impl Anchor {
+    /// Binds thread `tid` to a CPU. None if that is not allowed to us, or not among its CPUs, or there is nothing to bind.
+    pub fn hold(tid: u32, cpu: u32) -> Option<Self> {
+        let tid = Pid::from_raw(i32::try_from(tid).ok()?)?;
+        let before = rustix::thread::sched_getaffinity(Some(tid)).ok()?;
+        let mut here = CpuSet::new();
+        if cpu as usize >= CpuSet::MAX_CPU || !before.is_set(cpu as usize) || before.count() == 1 {
+            return None;
+        }
+        here.set(cpu as usize);
+        rustix::thread::sched_setaffinity(Some(tid), &here).ok()?;
+        Some(Self { tid, before, here })
+    }
+}
+
+impl Drop for Anchor {
+    /// Gives it its CPUs back, unless somebody else has bound it meanwhile.
+    fn drop(&mut self) {
+        if rustix::thread::sched_getaffinity(Some(self.tid)).is_ok_and(|now| now == self.here) {
+            let _ = rustix::thread::sched_setaffinity(Some(self.tid), &self.before);
+        }
+    }
+}
+
 /// Gives the calling thread all the CPUs the process was started with.
 ///
 /// # Errors
@@ -69,6 +106,20 @@ pub fn current_cpu() -> u32 {
 pub fn set_nice_self(nice: i32) -> io::Result<()> {
     // On Linux the "process" of this call is a thread.
     Ok(rustix::process::setpriority_process(None, nice)?)
+}
+
+/// Has the calling thread go before all threads without a real-time priority, on its CPU. Threads that it makes do not.
+///
+/// # Errors
+///
+/// `EPERM`: takes `CAP_SYS_NICE`, or an `RLIMIT_RTPRIO` of 1; and with version 1 of control groups some real-time share for ours.
+pub fn set_realtime_self() -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the kernel only reads `param`, which lives as long as the call.
+    let set = unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const param)
+    };
+    check(i64::from(set)).map(drop).map_err(io::Error::from_raw_os_error)
 }
 
 /// The address of thread `tid`'s robust futex list head, 0 if it has none. The kernel reads the list when the thread ends, and
@@ -133,7 +184,7 @@ fn parse_doing(text: &str) -> Option<Doing> {
 ///
 /// `ENOENT` or `ESRCH` when there is no such thread.
 pub fn cpu_of_thread(tid: u32) -> io::Result<u32> {
-    ThreadFile::open(tid)?.cpu()
+    ThreadFile::open(tid, tid)?.cpu()
 }
 
 /// The status of one thread, kept open for asking again and again.
@@ -141,13 +192,13 @@ pub fn cpu_of_thread(tid: u32) -> io::Result<u32> {
 pub struct ThreadFile(File);
 
 impl ThreadFile {
-    /// Opens the status of thread `tid`. The handle stays with that thread.
+    /// Opens the status of thread `tid` of process `pid`. The handle stays with that thread.
     ///
     /// # Errors
     ///
-    /// `ENOENT` when there is no such thread.
-    pub fn open(tid: u32) -> io::Result<Self> {
-        File::open(format!("/proc/{tid}/task/{tid}/stat")).map(Self)
+    /// `ENOENT` when that process has no such thread.
+    pub fn open(pid: u32, tid: u32) -> io::Result<Self> {
+        File::open(format!("/proc/{pid}/task/{tid}/stat")).map(Self)
     }
 
     /// The CPU the thread is on, or was on last.
@@ -169,6 +220,51 @@ impl ThreadFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc::channel;
+
+    fn cpus_of(tid: u32) -> CpuSet {
+        rustix::thread::sched_getaffinity(Pid::from_raw(tid as i32)).unwrap()
+    }
+
+    /// A thread that says where it is each time it is woken up; its number, how to wake it, and what it says.
+    fn sleeper() -> (u32, std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<u32>) {
+        let ((wake, woken), (say, said)) = (channel(), channel());
+        std::thread::spawn(move || {
+            say.send(rustix::thread::gettid().as_raw_nonzero().get() as u32).unwrap();
+            woken.iter().for_each(|()| say.send(current_cpu()).unwrap());
+        });
+        (said.recv().unwrap(), wake, said)
+    }
+
+    #[test]
+    fn who_is_anchored_wakes_up_there_and_has_its_cpus_again_afterwards() {
+        let (tid, wake, said) = sleeper();
+        let before = cpus_of(tid);
+        for cpu in allowed_cpus() {
+            let anchor = Anchor::hold(tid, cpu);
+            assert!(anchor.is_some() || before.count() == 1, "CPU {cpu}");
+            wake.send(()).unwrap();
+            assert_eq!(said.recv().unwrap(), cpu);
+            drop(anchor);
+            assert_eq!(cpus_of(tid), before);
+        }
+    }
+
+    #[test]
+    fn what_somebody_else_has_said_of_an_anchored_thread_counts() {
+        let (tid, _wake, _said) = sleeper();
+        let [first, second, ..] = allowed_cpus()[..] else { return };
+        let anchor = Anchor::hold(tid, first).unwrap();
+        let mut other = CpuSet::new();
+        other.set(second as usize);
+        rustix::thread::sched_setaffinity(Pid::from_raw(tid as i32), &other).unwrap();
+        drop(anchor);
+        assert_eq!(cpus_of(tid), other);
+        assert!(Anchor::hold(tid, first).is_none(), "it may not run there");
+        assert!(Anchor::hold(tid, second).is_none(), "it runs nowhere else");
+        assert!(Anchor::hold(0, first).is_none() && Anchor::hold(u32::MAX, first).is_none());
+        assert_eq!(cpus_of(tid), other);
+    }
 
     #[test]
     fn a_thread_runs_or_sleeps_in_a_call() {

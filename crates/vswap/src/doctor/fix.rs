@@ -120,31 +120,34 @@ fn device() -> Vec<Line> {
     lines
 }
 
-/// Fork events for whoever runs this file.
+/// Fork events, and the right to go first, for whoever runs this file.
 fn capability() -> Vec<Line> {
     if permission::contained() || !system::in_initial_user_namespace() {
         // A file with a capability that nobody can get would not start at all.
         return vec![Line::Remark(
-            "Nobody in this container can follow forks; `docker run --cap-add SYS_PTRACE ...` allows it."
+            "Nobody in this container can follow forks, or go first; `docker run --cap-add SYS_PTRACE --cap-add SYS_NICE ...` \
+             allows it."
                 .into(),
         )];
     }
     let Ok(file) = std::env::current_exe() else { return Vec::new() };
-    if has_ptrace(&file) {
+    if has_capabilities(&file) {
         return Vec::new();
     }
     match shlex::bytes::try_quote(file.as_os_str().as_bytes()) {
         Ok(quoted) => vec![
-            Line::Remark("Forks are followed, by whoever runs this file.".into()),
-            Line::Run(format!("setcap cap_sys_ptrace=ep {}", String::from_utf8_lossy(&quoted))),
+            Line::Remark("Forks are followed, and faults answered first, for whoever runs this file.".into()),
+            Line::Run(format!("setcap cap_sys_ptrace,cap_sys_nice=ep {}", String::from_utf8_lossy(&quoted))),
         ],
         Err(_) => Vec::new(),
     }
 }
 
-/// Whether the file gives `CAP_SYS_PTRACE`: capability 19, in the first word of the permitted set (`struct vfs_cap_data`).
-fn has_ptrace(file: &Path) -> bool {
+/// Whether the file gives `CAP_SYS_PTRACE` and `CAP_SYS_NICE`: capabilities 19 and 23, in the first word of the permitted set
+/// (`struct vfs_cap_data`).
+fn has_capabilities(file: &Path) -> bool {
+    const WANTED: u8 = 1 << (19 - 16) | 1 << (23 - 16);
     let mut data = [0_u8; 24];
     let read = rustix::fs::getxattr(file, "security.capability", &mut data);
-    read.is_ok_and(|length| length >= 8) && data[6] & (1 << (19 - 16)) != 0
+    read.is_ok_and(|length| length >= 8) && data[6] & WANTED == WANTED
 }

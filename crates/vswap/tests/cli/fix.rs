@@ -43,9 +43,12 @@ fn what_it_applies_lets_a_user_run_programs() {
     assert_code(&done, 0);
     let text = stdout(&done);
     let (applied, rest) = text.split_once("-- rule\n").unwrap();
-    for word in
-        ["groupadd", "usermod --append --groups userfaultfd vswap-tester", "setcap cap_sys_ptrace=ep", "# "]
-    {
+    for word in [
+        "groupadd",
+        "usermod --append --groups userfaultfd vswap-tester",
+        "setcap cap_sys_ptrace,cap_sys_nice=ep",
+        "# ",
+    ] {
         assert!(applied.contains(word), "{word}: {applied}");
     }
     let (rule, rest) = rest.split_once("-- again\n").unwrap();
@@ -58,6 +61,8 @@ fn what_it_applies_lets_a_user_run_programs() {
     let report: serde_json::Value = serde_json::from_str(report).unwrap();
     let forks = report["checks"].as_array().unwrap().iter().find(|check| check["id"] == "fork_events");
     assert_eq!(forks.unwrap()["state"], "works", "{report}");
+    let priority = report["checks"].as_array().unwrap().iter().find(|check| check["id"] == "priority");
+    assert_eq!(priority.unwrap()["state"], "works", "{report}");
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use crate::harness::{Scratch, assert_code, output, quiet, run, stderr, stdout, vswap};
+use crate::harness::{Scratch, assert_code, collect_within, output, quiet, run, stderr, stdout, vswap};
 
 /// Bytes without any pattern that a text layer would keep.
 fn noise(length: usize) -> Vec<u8> {
@@ -135,4 +136,43 @@ fn closed_standard_streams_are_no_obstacle() {
     let script =
         format!("exec {} run -q -m 256M -- sh -c 'exit 9' <&- >&- 2>&-", env!("CARGO_BIN_EXE_vswap"));
     assert_code(&output(Command::new("sh").args(["-c", &script])), 9);
+}
+
+/// Two threads and a child read what was evicted again and again, and bind themselves meanwhile.
+const BINDER: &str = "
+import os, threading, zlib
+given = os.sched_getaffinity(0)
+pages = [os.urandom(2048) * 2 for _ in range(10240)]
+sums = [zlib.crc32(page) for page in pages]
+wrong = []
+def walk():
+    for cpus in [given, {min(given)}, {max(given)}, given]:
+        os.sched_setaffinity(0, cpus)
+        for page, total in zip(pages, sums):
+            if zlib.crc32(page) != total: wrong.append('data')
+            if os.sched_getaffinity(0) != cpus: wrong.append((cpus, os.sched_getaffinity(0)))
+thread = threading.Thread(target=walk)
+thread.start()
+walk()
+thread.join()
+if os.fork() == 0:
+    walk()
+    os._exit(1 if wrong else 0)
+if os.wait()[1] != 0: wrong.append('child')
+print('right' if not wrong else wrong[:5])
+";
+
+#[test]
+fn faults_leave_a_thread_the_cpus_that_it_has_chosen() {
+    let dir = Scratch::new();
+    let json = dir.file("json");
+    let mut command = vswap();
+    command.args(["run", "--quiet", "-m", "36M", "--json"]).arg(&json).args(["python3", "-c", BINDER]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let done = collect_within(Duration::from_secs(180), child);
+    assert_code(&done, 0);
+    assert_eq!(stdout(&done), "right\n");
+    let figures: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+    let faults = |kind: &str| figures["summary"]["faults"][kind]["count"].as_u64().unwrap();
+    assert!(faults("soft") + faults("pool") > 500, "{figures}");
 }

@@ -236,6 +236,7 @@ fn doctor_says_what_is_degraded() {
     let place = Place::new();
     let doctor = |capabilities: &str| {
         let answer = output(place.vswap_with(capabilities).args(["doctor", "--json"]));
+        assert_code(&answer, 0);
         let report: Value = serde_json::from_str(&stdout(&answer)).unwrap();
         let state = |id: &str| {
             let checks = report["checks"].as_array().unwrap();
@@ -243,17 +244,18 @@ fn doctor_says_what_is_degraded() {
                 checks.iter().find(|check| check["id"] == id).unwrap_or_else(|| panic!("no check {id}"));
             format!("{}: {}", check["state"].as_str().unwrap(), check["detail"].as_str().unwrap())
         };
-        (answer.status.code(), state("fork_events"), state("mremap_gate"), state("userfaultfd"))
+        [state("fork_events"), state("mremap_gate"), state("userfaultfd"), state("priority")]
     };
-    let (code, forks, gate, device) = doctor("-all");
-    assert_eq!(code, Some(0));
+    let [forks, gate, device, priority] = doctor("-all");
+    assert!(priority.starts_with("degraded: "), "{priority}");
     assert!(forks.starts_with("degraded: ") && forks.contains("CAP_SYS_PTRACE"), "{forks}");
     assert!(gate.starts_with("degraded: ") && gate.contains("sudo") && gate.contains("refused"), "{gate}");
     assert!(device.contains("/dev/userfaultfd"), "{device}");
-    let (_, forks, gate, device) = doctor("-all,+sys_ptrace");
+    let [forks, gate, device, _] = doctor("-all,+sys_ptrace");
     assert!(forks.starts_with("works: "), "{forks}");
     assert!(gate.starts_with("degraded: ") && gate.contains("without the gate"), "{gate}");
     assert!(device.contains("CAP_SYS_PTRACE"), "{device}");
-    let (_, _, gate, _) = doctor("-all,+sys_ptrace,+sys_admin");
+    let [_, gate, _, priority] = doctor("-all,+sys_ptrace,+sys_admin,+sys_nice");
+    assert!(priority.starts_with("works: "), "{priority}");
     assert!(gate.starts_with("works: "), "{gate}");
 }

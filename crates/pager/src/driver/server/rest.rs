@@ -33,20 +33,13 @@ impl Server {
     pub(super) fn rest(&mut self) {
         let timeout = if self.space.wants_quiet() || self.beacon_waits {
             // The thread that holds the count has to run: give way, then sleep a little, never spin.
-            self.quiet_tries += 1;
             self.freeze();
-            if self.quiet_tries <= 4 {
-                std::thread::yield_now();
-                Some(Duration::ZERO)
-            } else {
-                Some(Duration::from_micros(100))
-            }
+            self.soon()
         } else {
-            self.quiet_tries = 0;
             self.freezer.quiet();
             let evicts = self.tenant.wanted.load(Relaxed) > 0 && self.port.can_evict();
             if evicts || !self.forking.is_empty() {
-                Some(Duration::ZERO)
+                self.soon()
             } else if self.space.held_faults() > 0 {
                 Some(Duration::from_millis(2))
             } else if self.port.agent.is_none() {
@@ -84,6 +77,17 @@ impl Server {
             self.looked = Instant::now();
             self.check_alive();
         }
+    }
+
+    /// How long to rest where there is more to do: not at all, unless the last turns have got nowhere. Whoever they wait for may
+    /// have to run on this CPU, where we go first.
+    fn soon(&mut self) -> Option<Duration> {
+        let state = (self.space.evicted(), self.space.counters());
+        if core::mem::replace(&mut self.got_to, state) != state {
+            self.idle_turns = 0;
+        }
+        self.idle_turns += 1;
+        Some(if self.idle_turns <= 4 { Duration::ZERO } else { Duration::from_micros(100) })
     }
 
     /// Something from the agent outside a batch: its start, the result of an mremap, or its end.
