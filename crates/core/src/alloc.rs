@@ -251,9 +251,10 @@ mod tests {
     #[test]
     fn fresh_slots_follow_each_other_and_are_never_slot_0() {
         let allocator = Allocator::new();
-        let slots = alloc(&allocator, 0, 2000);
+        let clusters = if cfg!(miri) { 1 } else { 3 };
+        let slots = alloc(&allocator, 0, clusters * 512 + 200);
         assert!(slots[0].get() > 0 && slots.windows(2).all(|w| w[1].get() == w[0].get() + 1));
-        assert_eq!(allocator.footprint().0, 4);
+        assert_eq!(allocator.footprint().0, clusters as u64 + 1);
     }
 
     #[test]
