@@ -141,7 +141,7 @@ pub(crate) static PROGRAMS: &[Program] = &[
         name: "sort",
         what: "sorts a file larger than the limit in memory",
         needs: &[("sort", "coreutils"), ("awk", "gawk")],
-        words: |s| Ok(vec![script("sort.sh"), s.pick("300", "64").to_owned(), PREFIX.to_owned()]),
+        words: |s| Ok(vec![script("sort.sh"), s.pick("300", "44").to_owned(), PREFIX.to_owned()]),
         sources: || Ok(vec![workspace::program("sort.sh")]),
         compare: Compare::Output,
         pool: 25,
@@ -230,7 +230,7 @@ pub(crate) static PROGRAMS: &[Program] = &[
         what: "system calls and allocations of the pager and calls of agents fail: right, or a clear end",
         needs: &[PYTHON, ("strace", "strace"), ("cc", "gcc")],
         words: |s| {
-            let (rounds, mib) = (s.pick("120", "12"), s.pick("96", "64"));
+            let (rounds, mib) = (s.pick("120", "6"), s.pick("96", "64"));
             let mut all = python("inject.py", &["--rounds", rounds, "--pool-max", "8M", PREFIX])?;
             all.extend(python("objects.py", &[mib])?);
             Ok(all)
