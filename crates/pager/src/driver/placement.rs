@@ -15,10 +15,10 @@ const CACHED_THREADS: usize = 64;
 #[derive(Default)]
 pub struct Placement {
     faults: u32,
-    /// The thread followed last, and its CPU.
-    placed: Option<(u32, u32)>,
-    /// The CPU that the server is bound to.
-    bound: Option<u32>,
+    /// The thread followed last.
+    last: Option<u32>,
+    /// Its CPU, if the server is bound to the same.
+    beside: Option<u32>,
     /// Nothing of the program runs on that CPU before the server sleeps.
     goes_first: bool,
     threads: HashMap<u32, ThreadFile>,
@@ -34,27 +34,26 @@ impl Placement {
     /// Moves the calling thread to the CPU of the thread of process `pid` that has faulted, if it knows of another one.
     pub fn follow(&mut self, pid: u32, tid: u32) {
         self.faults = self.faults.wrapping_add(1);
-        if self.placed.is_some_and(|(last, _)| last == tid) && !self.faults.is_multiple_of(LOOK_EVERY) {
+        if self.last == Some(tid) && !self.faults.is_multiple_of(LOOK_EVERY) {
             return;
         }
-        let Ok(cpu) = self.cpu_of(pid, tid) else {
+        self.last = Some(tid);
+        let cpu = self.cpu_of(pid, tid).ok();
+        if cpu.is_none() {
             self.threads.remove(&tid);
-            self.placed = None;
-            return;
-        };
-        if self.bound != Some(cpu) {
-            // If it fails, the thread is served from where it is.
-            self.bound = process::set_affinity_self(cpu).is_ok().then_some(cpu);
         }
-        self.placed = Some((tid, cpu));
+        if self.beside != cpu {
+            // If it fails, the thread is served from where the server is.
+            self.beside = cpu.filter(|&cpu| process::set_affinity_self(cpu).is_ok());
+        }
     }
 
     /// Keeps a thread that waits for an answer from being sent to another CPU when it comes. Only the one that was
     /// followed last: of that it is known that it belongs to the process (in a PID namespace of its own the kernel calls it
     /// by another number). And only with a real-time priority: the thread must not run before it has its CPUs back.
     pub fn anchor(&self, tid: u32) -> Option<Anchor> {
-        let (_, cpu) = self.placed.filter(|&(placed, cpu)| placed == tid && self.bound == Some(cpu))?;
-        if self.goes_first { Anchor::hold(tid, cpu) } else { None }
+        let cpu = self.beside.filter(|_| self.goes_first && self.last == Some(tid))?;
+        Anchor::hold(tid, cpu)
     }
 
     fn cpu_of(&mut self, pid: u32, tid: u32) -> std::io::Result<u32> {

@@ -40,12 +40,18 @@ pub fn allowed_cpus() -> Vec<u32> {
 /// `EINVAL`: no such CPU, or not one of ours.
 pub fn set_affinity_self(cpu: u32) -> io::Result<()> {
     initial_cpus();
-    let mut set = CpuSet::new();
-    if cpu as usize >= CpuSet::MAX_CPU {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
-    set.set(cpu as usize);
+    let set = only(cpu).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
+/// This CPU alone, if the set can name it.
+fn only(cpu: u32) -> Option<CpuSet> {
+    if cpu as usize >= CpuSet::MAX_CPU {
+        return None;
+    }
+    let mut set = CpuSet::new();
+    set.set(cpu as usize);
+    Some(set)
 }
 
 /// A sleeping thread that is bound to one CPU for as long as this lives: who wakes it there meanwhile does not send it to an
@@ -64,12 +70,11 @@ impl Anchor {
     /// Binds thread `tid` to a CPU. None if that is not allowed to us, or not among its CPUs, or there is nothing to bind.
     pub fn hold(tid: u32, cpu: u32) -> Option<Self> {
         let tid = Pid::from_raw(i32::try_from(tid).ok()?)?;
+        let here = only(cpu)?;
         let before = rustix::thread::sched_getaffinity(Some(tid)).ok()?;
-        let mut here = CpuSet::new();
-        if cpu as usize >= CpuSet::MAX_CPU || !before.is_set(cpu as usize) || before.count() == 1 {
+        if !before.is_set(cpu as usize) || before == here {
             return None;
         }
-        here.set(cpu as usize);
         rustix::thread::sched_setaffinity(Some(tid), &here).ok()?;
         Some(Self { tid, before, here })
     }
@@ -220,14 +225,14 @@ impl ThreadFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::{Receiver, Sender, channel};
 
     fn cpus_of(tid: u32) -> CpuSet {
         rustix::thread::sched_getaffinity(Pid::from_raw(tid as i32)).unwrap()
     }
 
     /// A thread that says where it is each time it is woken up; its number, how to wake it, and what it says.
-    fn sleeper() -> (u32, std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<u32>) {
+    fn sleeper() -> (u32, Sender<()>, Receiver<u32>) {
         let ((wake, woken), (say, said)) = (channel(), channel());
         std::thread::spawn(move || {
             say.send(rustix::thread::gettid().as_raw_nonzero().get() as u32).unwrap();
@@ -255,8 +260,7 @@ mod tests {
         let (tid, _wake, _said) = sleeper();
         let [first, second, ..] = allowed_cpus()[..] else { return };
         let anchor = Anchor::hold(tid, first).unwrap();
-        let mut other = CpuSet::new();
-        other.set(second as usize);
+        let other = only(second).unwrap();
         rustix::thread::sched_setaffinity(Pid::from_raw(tid as i32), &other).unwrap();
         drop(anchor);
         assert_eq!(cpus_of(tid), other);

@@ -34,6 +34,7 @@ impl Server {
         let timeout = if self.space.wants_quiet() || self.beacon_waits {
             // The thread that holds the count has to run: give way, then sleep a little, never spin.
             self.freeze();
+            std::thread::yield_now();
             self.soon()
         } else {
             self.freezer.quiet();
