@@ -34,8 +34,10 @@ fn main() {
     rustc.args(["-C", "strip=symbols"]);
     // No start files and no libraries. `initfirst`: before the constructors of the program's libraries, so that our
     // fork hook is also the first to run. Everything is bound at load time, and nothing may be left to bind
-    // except the one weak symbol.
-    for argument in ["-nostartfiles", "-nostdlib", "-Wl,-z,now,-z,relro,-z,initfirst,--no-undefined"] {
+    // except the one weak symbol. The entry is where the pager sends a thread that it has made by ptrace.
+    for argument in
+        ["-nostartfiles", "-nostdlib", "-Wl,-z,now,-z,relro,-z,initfirst,--no-undefined,-e,vswap_enter"]
+    {
         rustc.arg("-C").arg(format!("link-arg={argument}"));
     }
     if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|environment| environment == "musl") {

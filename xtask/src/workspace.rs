@@ -73,7 +73,7 @@ pub(crate) fn python() -> Result<PathBuf, String> {
 }
 
 /// Builds a C program from its sources (unless the result is newer than all of `inputs`) and returns it.
-fn compile(name: &str, sources: &[PathBuf], inputs: &[PathBuf]) -> Result<PathBuf, String> {
+fn compile(name: &str, sources: &[PathBuf], inputs: &[PathBuf], link: &[&str]) -> Result<PathBuf, String> {
     let output = scratch()?.join(name);
     let modified = |p: &PathBuf| std::fs::metadata(p).and_then(|m| m.modified()).ok();
     if modified(&output)
@@ -83,7 +83,9 @@ fn compile(name: &str, sources: &[PathBuf], inputs: &[PathBuf]) -> Result<PathBu
     }
     let compiler = need("cc", "gcc")?;
     let status = Command::new(compiler)
-        .args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
+        .args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"])
+        .args(link)
+        .arg("-o")
         .arg(&output)
         .args(sources)
         .arg("-lm")
@@ -100,11 +102,17 @@ pub(crate) fn torture() -> Result<PathBuf, String> {
     inputs.sort();
     let sources: Vec<PathBuf> =
         inputs.iter().filter(|p| p.extension().is_some_and(|e| e == "c")).cloned().collect();
-    compile("torture", &sources, &inputs)
+    compile("torture", &sources, &inputs, &[])
 }
 
 /// A test program of one file, built.
 pub(crate) fn one_file(name: &str) -> Result<PathBuf, String> {
     let source = [program(&format!("{name}.c"))];
-    compile(name, &source, &source)
+    compile(name, &source, &source, &[])
+}
+
+/// The same without a loader.
+pub(crate) fn one_static_file(name: &str) -> Result<PathBuf, String> {
+    let source = [program(&format!("{name}.c"))];
+    compile(&format!("{name}-static"), &source, &source, &["-static"])
 }

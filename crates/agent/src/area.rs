@@ -12,10 +12,11 @@
 //! userfaultfd of our kind never covers. The pager maps ring and tally.
 //!
 //! The beacon is a page in a small reservation of its own that fork children do inherit, wiped: reading it there is
-//! how a child learns which address space it is to the pager.
+//! how a child learns which address space it is to the pager. Behind that it tells whether somebody there has set an agent
+//! up already, or is about to: a child may be entered from its fork hook and by the pager at the same time.
 
 use core::ops::Range;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use vswap_wire::{BATCH_PAGES, PAGE, RING_PAGES};
 
@@ -44,7 +45,7 @@ pub(crate) struct State {
     pub(crate) socket: i32,
     /// The userfaultfd of this address space.
     pub(crate) userfaultfd: i32,
-    /// /proc/self/pagemap.
+    /// /proc/thread-self/pagemap.
     pub(crate) pagemap: i32,
     /// Lets our calls pass the gate.
     pub(crate) cookie: u64,
@@ -131,7 +132,26 @@ impl Drop for Area {
     }
 }
 
-/// A fresh beacon page; unmapped when dropped.
+/// What lies at the beginning of a beacon page; all zeros in a fork child, until the pager fills the token in.
+#[repr(C)]
+pub(crate) struct BeaconPage {
+    token: AtomicU64,
+    claimed: AtomicU64,
+}
+
+impl BeaconPage {
+    /// True for the first who asks in this address space.
+    pub(crate) fn claim(&self) -> bool {
+        self.claimed.swap(1, Ordering::Relaxed) == 0
+    }
+
+    /// Which address space this is to the pager; 0 if it does not know it as a child.
+    pub(crate) fn token(&self) -> u64 {
+        self.token.load(Ordering::Relaxed)
+    }
+}
+
+/// A fresh beacon page, published; withdrawn and unmapped when dropped.
 pub(crate) struct Beacon {
     address: u64,
 }
@@ -144,6 +164,9 @@ impl Beacon {
         let args = [beacon.address as usize, PAGE as usize, MADV_WIPEONFORK, 0, 0, cookie as usize];
         // SAFETY: a page of our own that nothing refers to yet, and it stays as it is.
         unsafe { call(nr::MADVISE, &args)? };
+        // SAFETY: just mapped, zeroed, aligned, and unmapped only by the drop of what is returned here.
+        unsafe { &*(beacon.address as *const BeaconPage) }.claim();
+        crate::publish_beacon(beacon.address);
         Ok(beacon)
     }
 
@@ -153,15 +176,14 @@ impl Beacon {
     }
 
     /// Leaves the page mapped for this process and its fork children.
-    pub(crate) fn leak(self) -> u64 {
-        let address = self.address;
+    pub(crate) fn leak(self) {
         core::mem::forget(self);
-        address
     }
 }
 
 impl Drop for Beacon {
     fn drop(&mut self) {
+        crate::publish_beacon(0);
         unmap(self.address - PAGE, 3 * PAGE);
     }
 }

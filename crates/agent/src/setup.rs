@@ -32,8 +32,12 @@ struct Parts {
     beacon: Option<Beacon>,
 }
 
-/// Sets an agent up and returns the address of the beacon, or nothing if this process stays without an agent.
-pub(crate) fn set_up(config: &Config, inherited: Option<Inherited>) -> Option<u64> {
+/// Sets an agent up, and says whether this process has one now.
+pub(crate) fn set_up(config: &Config, inherited: Option<Inherited>) -> bool {
+    try_set_up(config, inherited).is_some()
+}
+
+fn try_set_up(config: &Config, inherited: Option<Inherited>) -> Option<()> {
     let served = inherited.is_some_and(|inherited| inherited.token != 0);
     let lost = || {
         if served {
@@ -105,7 +109,10 @@ pub(crate) fn set_up(config: &Config, inherited: Option<Inherited>) -> Option<u6
     // sees the end of the connection.
     thread::start(parts.area.leak(state), stack_top).ok()?;
     // All descriptors are dropped from the program's table here; the thread has its own.
-    Some(parts.beacon.map_or(beacon, Beacon::leak))
+    if let Some(beacon) = parts.beacon {
+        beacon.leak();
+    }
+    Some(())
 }
 
 fn build(
@@ -117,7 +124,8 @@ fn build(
         Some(Inherited { token, .. }) if token != 0 => None,
         _ => Some(open_userfaultfd(config, connection).map_err(|errno| (Reason::Userfaultfd, errno))?),
     };
-    let pagemap = system::open(c"/proc/self/pagemap", O_CLOEXEC).map_err(|errno| (Reason::Pagemap, errno))?;
+    // By this thread: the process's first one may have ended.
+    let pagemap = system::open(c"/proc/thread-self/pagemap", O_CLOEXEC).map_err(|errno| (Reason::Pagemap, errno))?;
     let (area, ring) = Area::map().map_err(|errno| (Reason::Memory, errno))?;
     let beacon = match inherited {
         Some(_) => None,

@@ -133,11 +133,11 @@ pub(crate) fn fail_stop() -> ! {
     }
 }
 
-/// Ends the calling thread alone.
-pub(crate) fn exit_thread() -> ! {
+/// Ends the calling thread alone, and with this status its process if no other is left.
+pub(crate) fn exit_thread(status: u8) -> ! {
     loop {
         // SAFETY: touches no memory; the stack is never unmapped.
-        unsafe { raw(nr::EXIT, [0; 6]) };
+        unsafe { raw(nr::EXIT, [usize::from(status), 0, 0, 0, 0, 0]) };
     }
 }
 

@@ -86,7 +86,7 @@ extern "C" fn run(state: *mut State) -> ! {
                 let result = unsafe { execute(state, nr::MADVISE, [start, size, advice, 0, 0]) };
                 answer(state, &Answer::Called { result }, &mut out);
             }
-            Some(Ok(Command::Retire)) => system::exit_thread(),
+            Some(Ok(Command::Retire { status })) => system::exit_thread(status),
             // The pager is gone or out of its mind, and it holds pages of this program.
             None | Some(Err(_)) => system::fail_stop(),
         }

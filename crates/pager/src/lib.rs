@@ -10,12 +10,14 @@
 mod config;
 mod control;
 mod driver;
+mod executable;
 pub mod proto;
 mod summary;
 
 pub use config::{Config, Limit, Spill};
 pub use control::{Memory, Process, Recent, Reclaimed, Reply, Request, Status};
 pub use driver::{AutoLimit, Identity, Session, auto_limit, serve};
+pub use executable::Executable;
 pub use summary::{Backing, Faults, Summary, Timed, Unpaged};
 
 /// The promise of the program's memory cannot be kept; the tree was ended.

@@ -114,6 +114,9 @@ pub struct Summary {
     pub fork_pages: u64,
     /// Milliseconds that such forks waited.
     pub fork_wait_ms: u64,
+    /// Programs that the agent entered by ptrace: static ones, children of a fork without a fork hook.
+    #[serde(default)]
+    pub entered: u64,
     /// Whether mremap went through the gate.
     pub gate: bool,
     /// Processes that ran unpaged.

@@ -9,8 +9,9 @@
 //! | [`uffd`] | a userfaultfd: commands, and events one at a time |
 //! | [`pagemap`] | which pages of a process are present (PAGEMAP_SCAN, raw entries) |
 //! | [`maps`] | which mappings a process has (PROCMAP_QUERY, or the text) |
-//! | [`seccomp`] | the gate before `mremap` and some `madvise`: a user-notification filter and its listener |
+//! | [`seccomp`] | the gate before `mremap`, exec and some `madvise`: a user-notification filter and its listener |
 //! | [`process`] | fork, spawn, wait, the tree below a process, its memory, its threads, signals |
+//! | [`trace`] | ptrace: a thread of another process stopped, used for system calls, and let go as it was |
 //! | [`socket`] | SEQPACKET sockets that carry file descriptors |
 //! | [`shared`] | memory shared with a process we do not trust |
 //! | [`poll`] | waiting for several descriptors, and waking a waiter |
@@ -44,6 +45,7 @@ pub mod seccomp;
 pub mod shared;
 pub mod socket;
 pub mod system;
+pub mod trace;
 pub mod uffd;
 
 pub use errno::Errno;

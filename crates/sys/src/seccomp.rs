@@ -2,7 +2,8 @@
 //! through which it answers.
 //!
 //! They are the calls that change what a page reads without a userfaultfd event that tells enough: every `mremap`, and
-//! `madvise` with [`GATED_ADVICE`]. The same advice by `process_madvise`, whose targets and ranges are behind
+//! `madvise` with [`GATED_ADVICE`]; and every exec, before which the pager finds out whether the agent has to be put into the
+//! new program by ptrace. The same advice by `process_madvise`, whose targets and ranges are behind
 //! pointers, is refused with `EPERM`; programs fall back to `madvise`. What a ring of io_uring is told to do passes
 //! by any filter. Where no event tells of forks either (see [`crate::uffd::EVENT_FORK`]), they are stopped too (`forks`). And so is entering a user
 //! namespace (`alone`), for which an agent has to leave first.
@@ -36,6 +37,12 @@ const MREMAP_X86_64: u32 = 25;
 const MREMAP_I386: u32 = 163;
 const MADVISE_X86_64: u32 = 28;
 const MADVISE_I386: u32 = 219;
+const EXECVE_X86_64: u32 = 59;
+const EXECVE_X32: u32 = 520;
+const EXECVE_I386: u32 = 11;
+const EXECVEAT_X86_64: u32 = 322;
+const EXECVEAT_X32: u32 = 545;
+const EXECVEAT_I386: u32 = 358;
 /// Of all three tables.
 const PROCESS_MADVISE: u32 = 440;
 
@@ -47,7 +54,7 @@ const GUARD_INSTALL: u32 = 102;
 /// event for them.
 pub const GATED_ADVICE: [u32; 3] = [WIPE_ON_FORK, KEEP_ON_FORK, GUARD_INSTALL];
 
-/// Which argument of a gated call (`mremap` has five, `madvise` three) carries the cookie.
+/// Which argument of a gated call (none has more than five) carries the cookie.
 pub const COOKIE_ARGUMENT: usize = 5;
 
 const CONTINUE_FLAG: u32 = 1 << 0;
@@ -56,15 +63,15 @@ const FD_SYNC_WAKE_UP: libc::c_ulong = 1 << 0;
 const SECCOMP_FILTER_FLAGS: libc::c_ulong =
     libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
 
-const GATE_LENGTH: usize = 31;
-const ADVICE: usize = 14;
-const COOKIE: usize = 20;
-const REMOTE: usize = 24;
-const ALLOW: usize = 28;
-const REFUSE: usize = 29;
-const NOTIFY: usize = 30;
+const GATE_LENGTH: usize = 37;
+const ADVICE: usize = 20;
+const COOKIE: usize = 26;
+const REMOTE: usize = 30;
+const ALLOW: usize = 34;
+const REFUSE: usize = 35;
+const NOTIFY: usize = 36;
 
-/// Notifies on `mremap` and on `madvise` with gated advice, of any of the three system call tables of the processor,
+/// Notifies on `mremap`, on `execve` and `execveat`, and on `madvise` with gated advice, of any of the three system call tables of the processor,
 /// except on the 64-bit one when the sixth argument is `cookie`; refuses gated advice by `process_madvise`; allows
 /// everything else.
 ///
@@ -78,36 +85,42 @@ fn gate_program(cookie: u64) -> [sock_filter; GATE_LENGTH] {
     let cookie_argument = argument(COOKIE_ARGUMENT);
     [
         /*  0 */ load(arch),
-        /*  1 */ if_equal(1, ARCH_X86_64, 2, 9),
+        /*  1 */ if_equal(1, ARCH_X86_64, 2, 13),
         /*  2 */ load(nr),
         /*  3 */ if_equal(3, MREMAP_X86_64, COOKIE, 4),
         /*  4 */ if_equal(4, MADVISE_X86_64, ADVICE, 5),
-        /*  5 */ if_equal(5, PROCESS_MADVISE, REMOTE, 6),
-        /*  6 */ if_equal(6, X32_BIT | MREMAP_X86_64, NOTIFY, 7),
-        /*  7 */ if_equal(7, X32_BIT | MADVISE_X86_64, ADVICE, 8),
-        /*  8 */ if_equal(8, X32_BIT | PROCESS_MADVISE, REMOTE, ALLOW),
-        /*  9 */ if_equal(9, ARCH_I386, 10, ALLOW), // no x86 kernel has a third one
-        /* 10 */ load(nr),
-        /* 11 */ if_equal(11, MREMAP_I386, NOTIFY, 12),
-        /* 12 */ if_equal(12, MADVISE_I386, ADVICE, 13),
-        /* 13 */ if_equal(13, PROCESS_MADVISE, REMOTE, ALLOW),
-        /* 14 */ load(argument(2)), // madvise: an int, so the low half is all
-        /* 15 */ if_equal(15, GUARD_INSTALL, 18, 16),
-        /* 16 */ if_equal(16, WIPE_ON_FORK, 18, 17),
-        /* 17 */ if_equal(17, KEEP_ON_FORK, 18, ALLOW),
-        /* 18 */ load(nr), // i386 gets here with its own number only
-        /* 19 */ if_equal(19, MADVISE_X86_64, COOKIE, NOTIFY),
-        /* 20 */ load(cookie_argument), // the agent's own?
-        /* 21 */ if_equal(21, cookie as u32, 22, NOTIFY),
-        /* 22 */ load(cookie_argument + 4),
-        /* 23 */ if_equal(23, (cookie >> 32) as u32, ALLOW, NOTIFY),
-        /* 24 */ load(argument(3)), // process_madvise
-        /* 25 */ if_equal(25, GUARD_INSTALL, REFUSE, 26),
-        /* 26 */ if_equal(26, WIPE_ON_FORK, REFUSE, 27),
-        /* 27 */ if_equal(27, KEEP_ON_FORK, REFUSE, ALLOW),
-        /* 28 */ verdict(libc::SECCOMP_RET_ALLOW),
-        /* 29 */ verdict(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
-        /* 30 */ verdict(libc::SECCOMP_RET_USER_NOTIF),
+        /*  5 */ if_equal(5, EXECVE_X86_64, COOKIE, 6),
+        /*  6 */ if_equal(6, EXECVEAT_X86_64, COOKIE, 7),
+        /*  7 */ if_equal(7, PROCESS_MADVISE, REMOTE, 8),
+        /*  8 */ if_equal(8, X32_BIT | MREMAP_X86_64, NOTIFY, 9),
+        /*  9 */ if_equal(9, X32_BIT | MADVISE_X86_64, ADVICE, 10),
+        /* 10 */ if_equal(10, X32_BIT | EXECVE_X32, NOTIFY, 11),
+        /* 11 */ if_equal(11, X32_BIT | EXECVEAT_X32, NOTIFY, 12),
+        /* 12 */ if_equal(12, X32_BIT | PROCESS_MADVISE, REMOTE, ALLOW),
+        /* 13 */ if_equal(13, ARCH_I386, 14, ALLOW), // no x86 kernel has a third one
+        /* 14 */ load(nr),
+        /* 15 */ if_equal(15, MREMAP_I386, NOTIFY, 16),
+        /* 16 */ if_equal(16, MADVISE_I386, ADVICE, 17),
+        /* 17 */ if_equal(17, EXECVE_I386, NOTIFY, 18),
+        /* 18 */ if_equal(18, EXECVEAT_I386, NOTIFY, 19),
+        /* 19 */ if_equal(19, PROCESS_MADVISE, REMOTE, ALLOW),
+        /* 20 */ load(argument(2)), // madvise: an int, so the low half is all
+        /* 21 */ if_equal(21, GUARD_INSTALL, 24, 22),
+        /* 22 */ if_equal(22, WIPE_ON_FORK, 24, 23),
+        /* 23 */ if_equal(23, KEEP_ON_FORK, 24, ALLOW),
+        /* 24 */ load(nr), // i386 gets here with its own number only
+        /* 25 */ if_equal(25, MADVISE_X86_64, COOKIE, NOTIFY),
+        /* 26 */ load(cookie_argument), // ours?
+        /* 27 */ if_equal(27, cookie as u32, 28, NOTIFY),
+        /* 28 */ load(cookie_argument + 4),
+        /* 29 */ if_equal(29, (cookie >> 32) as u32, ALLOW, NOTIFY),
+        /* 30 */ load(argument(3)), // process_madvise
+        /* 31 */ if_equal(31, GUARD_INSTALL, REFUSE, 32),
+        /* 32 */ if_equal(32, WIPE_ON_FORK, REFUSE, 33),
+        /* 33 */ if_equal(33, KEEP_ON_FORK, REFUSE, ALLOW),
+        /* 34 */ verdict(libc::SECCOMP_RET_ALLOW),
+        /* 35 */ verdict(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        /* 36 */ verdict(libc::SECCOMP_RET_USER_NOTIF),
     ]
 }
 
@@ -192,6 +205,17 @@ pub enum GatedCall {
     Fork,
     /// `setns`, or an `unshare` that only a process with one thread may make.
     Alone,
+    /// `execve` or `execveat`: see [`Notification::exec`].
+    Exec,
+}
+
+/// What an exec names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exec {
+    /// The descriptor of a directory that a relative path starts from; `None` for the caller's own.
+    pub directory: Option<i32>,
+    /// Address of the path in the caller's memory; an empty one means the descriptor itself.
+    pub path: u64,
 }
 
 /// A stopped system call.
@@ -216,7 +240,20 @@ impl Notification {
             _ if forks::is_fork(self.arch, self.nr) => GatedCall::Fork,
             _ if alone::is_alone(self.arch, self.nr) => GatedCall::Alone,
             (ARCH_X86_64, MADVISE_X86_64) | (ARCH_I386, MADVISE_I386) => GatedCall::Madvise,
+            (ARCH_X86_64, EXECVE_X86_64 | EXECVE_X32 | EXECVEAT_X86_64 | EXECVEAT_X32)
+            | (ARCH_I386, EXECVE_I386 | EXECVEAT_I386) => GatedCall::Exec,
             _ => GatedCall::Mremap,
+        }
+    }
+
+    /// What an exec names.
+    pub fn exec(&self) -> Exec {
+        match (self.arch, self.nr & !X32_BIT) {
+            (ARCH_X86_64, EXECVEAT_X86_64 | EXECVEAT_X32) | (ARCH_I386, EXECVEAT_I386) => {
+                let directory = self.args[0] as i32;
+                Exec { directory: (directory != libc::AT_FDCWD).then_some(directory), path: self.args[1] }
+            }
+            _ => Exec { directory: None, path: self.args[0] },
         }
     }
 }

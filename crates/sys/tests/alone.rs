@@ -15,6 +15,8 @@ mod gate;
 mod processes;
 #[path = "alone/spawning.rs"]
 mod spawning;
+#[path = "alone/tracing.rs"]
+mod tracing;
 
 use vswap_sys::process;
 
@@ -26,11 +28,12 @@ fn main() {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let listed = std::env::args().any(|argument| argument == "--list");
-    let tests: Vec<Test> = [events::TESTS, fork_gate::TESTS, gate::TESTS, processes::TESTS, spawning::TESTS]
-        .into_iter()
-        .flatten()
-        .copied()
-        .collect();
+    let tests: Vec<Test> =
+        [events::TESTS, fork_gate::TESTS, gate::TESTS, processes::TESTS, spawning::TESTS, tracing::TESTS]
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect();
     let mut failed = Vec::new();
     for (name, test) in tests {
         if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {

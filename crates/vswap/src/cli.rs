@@ -206,7 +206,7 @@ pub(crate) struct RunOptions {
     #[arg(short, long)]
     pub(crate) quiet: bool,
 
-    /// Run CMD even if vswap cannot page it (a static, 32-bit or set-user-id program); its children may still be paged
+    /// Run CMD even if vswap cannot page it (a 32-bit or set-user-id program); its children may still be paged
     #[arg(long)]
     pub(crate) allow_unpaged: bool,
 

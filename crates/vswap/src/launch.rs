@@ -1,21 +1,21 @@
 //! Which file CMD is, and whether vswap can page it: the search in PATH, scripts and their interpreters, ELF headers.
 //!
-//! The agent enters by `LD_PRELOAD`, so the answer is "no" for whatever has no dynamic loader of ours: static and 32-bit
-//! programs, and those that the loader runs in secure mode (set-user-id, file capabilities). Better said before the
-//! start than found out in a limit that does not hold.
+//! The agent enters by `LD_PRELOAD`, or by ptrace where there is no dynamic loader that would heed it. The answer is "no"
+//! for programs of another machine and for those that run with more privileges than their user (set-user-id, file
+//! capabilities). Better said before the start than found out in a limit that does not hold.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use vswap_pager::Executable;
 
 /// Interpreters of interpreters that the kernel follows.
 const SCRIPT_DEPTH: usize = 5;
-/// What the kernel reads of a file to recognise it (`BINPRM_BUF_SIZE`).
-const HEAD: usize = 256;
 /// Where programs are when there is no PATH: glibc's `execvp`.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
@@ -28,16 +28,16 @@ pub(crate) struct Program {
     pub(crate) args: Vec<OsString>,
     /// Why vswap cannot page it, if it cannot.
     pub(crate) unpaged: Option<Unpageable>,
+    /// It has no dynamic loader: the agent enters by ptrace.
+    pub(crate) without_loader: bool,
 }
 
 /// Why a program cannot be paged.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) enum Unpageable {
-    /// It has no dynamic loader.
-    Static(PathBuf),
     /// It is not for x86-64.
     Foreign(PathBuf),
-    /// The loader ignores `LD_PRELOAD` for it.
+    /// It runs with more privileges than its user: the loader ignores `LD_PRELOAD` for it.
     Secure {
         /// The program.
         file: PathBuf,
@@ -49,20 +49,9 @@ pub(crate) enum Unpageable {
 impl fmt::Display for Unpageable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Static(file) => {
-                write!(
-                    f,
-                    "{} is statically linked, and vswap enters a program through its dynamic loader",
-                    file.display()
-                )
-            }
             Self::Foreign(file) => write!(f, "{} is not an x86-64 program", file.display()),
             Self::Secure { file, what } => {
-                write!(
-                    f,
-                    "{} is {what}, and the dynamic loader lets nobody enter such a program",
-                    file.display()
-                )
+                write!(f, "{} is {what}, and such a program lets nobody in", file.display())
             }
         }
     }
@@ -140,26 +129,27 @@ pub(crate) fn resolve(command: &[OsString], path: Option<&OsStr>) -> Result<Prog
     let file = find(&command[0], path)?;
     let mut args = command.to_vec();
     let denied = |error| LaunchError::NotExecutable { file: file.clone(), error };
-    let kind = match identify(&file, SCRIPT_DEPTH)? {
-        Kind::Elf(elf) => elf,
-        Kind::Script(interpreter) => interpreter,
+    let found = match identify(&file, SCRIPT_DEPTH)? {
+        Kind::Program(found) => found,
         Kind::Text => {
             // What execvp does with ENOEXEC: an old script without a first line is the shell's.
             let shell = PathBuf::from("/bin/sh");
-            args[0] = file.clone().into_os_string();
+            args[0] = file.into_os_string();
             args.insert(0, shell.clone().into_os_string());
-            return Ok(Program { unpaged: inspect_shell(&shell)?, file: shell, args });
+            let found = match identify(&shell, SCRIPT_DEPTH)? {
+                Kind::Program(found) => found,
+                Kind::Text | Kind::Empty => Found::default(),
+            };
+            return Ok(Program {
+                file: shell,
+                args,
+                unpaged: found.unpaged,
+                without_loader: found.without_loader,
+            });
         }
         Kind::Empty => return Err(denied(io::Error::from_raw_os_error(libc::ENOEXEC))),
     };
-    Ok(Program { unpaged: kind, file, args })
-}
-
-fn inspect_shell(shell: &Path) -> Result<Option<Unpageable>, LaunchError> {
-    match identify(shell, SCRIPT_DEPTH)? {
-        Kind::Elf(unpaged) | Kind::Script(unpaged) => Ok(unpaged),
-        Kind::Text | Kind::Empty => Ok(None),
-    }
+    Ok(Program { file, args, unpaged: found.unpaged, without_loader: found.without_loader })
 }
 
 /// The file that `execvp` would run.
@@ -214,103 +204,58 @@ fn executable(file: &Path) -> io::Result<()> {
 /// What the kernel would take a file for.
 #[derive(Debug)]
 enum Kind {
-    Elf(Option<Unpageable>),
-    /// A script; what holds for its interpreter.
-    Script(Option<Unpageable>),
+    /// A program, or a script and what holds for its interpreter.
+    Program(Found),
     /// Something else: for the shell to read.
     Text,
     Empty,
 }
 
+/// What holds for a program.
+#[derive(Debug, Default)]
+struct Found {
+    unpaged: Option<Unpageable>,
+    without_loader: bool,
+}
+
 fn identify(file: &Path, depth: usize) -> Result<Kind, LaunchError> {
     let failed = |error| LaunchError::NotExecutable { file: file.into(), error };
+    let program = |without_loader| Kind::Program(Found { unpaged: secure(file), without_loader });
     let open = match File::open(file) {
         Ok(open) => open,
         // Executable but not readable: such programs exist, and are dynamic as a rule.
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(Kind::Elf(secure(file))),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(program(false)),
         Err(error) => return Err(failed(error)),
     };
-    let mut head = [0; HEAD];
-    let length = read_up_to(&open, &mut head, 0).map_err(failed)?;
-    let head = &head[..length];
-    if head.starts_with(b"\x7fELF") {
-        return elf(file, &open, head);
-    }
-    if let Some(interpreter) = shebang(head) {
-        if depth == 0 {
-            return Err(failed(io::Error::from_raw_os_error(libc::ELOOP)));
+    Ok(match Executable::of(&open).map_err(failed)? {
+        Executable::Dynamic(loader) if !loader.exists() => {
+            return Err(LaunchError::Interpreter { file: file.into(), interpreter: loader });
         }
-        let interpreter = PathBuf::from(OsStr::from_bytes(interpreter));
-        if let Err(error) = executable(&interpreter) {
-            return Err(if missing(&error) {
-                LaunchError::Interpreter { file: file.into(), interpreter }
-            } else {
-                LaunchError::NotExecutable { file: interpreter, error }
-            });
+        Executable::Dynamic(_) | Executable::Loader => program(false),
+        Executable::Static => program(true),
+        Executable::Foreign => {
+            Kind::Program(Found { unpaged: Some(Unpageable::Foreign(file.into())), without_loader: false })
         }
-        return Ok(match identify(&interpreter, depth - 1)? {
-            Kind::Elf(unpaged) | Kind::Script(unpaged) => Kind::Script(unpaged),
-            // The kernel answers ENOEXEC, and execvp reads the script with the shell.
-            Kind::Text | Kind::Empty => Kind::Text,
-        });
-    }
-    Ok(if head.is_empty() { Kind::Empty } else { Kind::Text })
-}
-
-/// The interpreter of a script's first line, as the kernel reads it.
-fn shebang(head: &[u8]) -> Option<&[u8]> {
-    let line = head.strip_prefix(b"#!")?;
-    let end = line.iter().position(|&byte| byte == b'\n').unwrap_or(line.len());
-    let line = line[..end].trim_ascii();
-    let end = line.iter().position(|byte| matches!(byte, b' ' | b'\t' | 0)).unwrap_or(line.len());
-    Some(&line[..end]).filter(|interpreter| !interpreter.is_empty())
-}
-
-const PT_INTERP: u32 = 3;
-const EM_X86_64: u16 = 62;
-
-fn elf(file: &Path, open: &File, head: &[u8]) -> Result<Kind, LaunchError> {
-    let broken = || LaunchError::NotExecutable {
-        file: file.into(),
-        error: io::Error::new(ErrorKind::InvalidData, "a damaged ELF file"),
-    };
-    // Class 64 bits, little endian, x86-64.
-    if head.len() < 20
-        || head[4] != 2
-        || head[5] != 1
-        || u16::from_le_bytes([head[18], head[19]]) != EM_X86_64
-    {
-        return Ok(Kind::Elf(Some(Unpageable::Foreign(file.into()))));
-    }
-    let header = head.get(..64).ok_or_else(broken)?;
-    let offset = u64_at(header, 32);
-    let size = usize::from(u16::from_le_bytes([header[54], header[55]]));
-    let count = usize::from(u16::from_le_bytes([header[56], header[57]]));
-    if size != 56 {
-        return Err(broken());
-    }
-    let mut table = vec![0; size * count];
-    if read_up_to(open, &mut table, offset).map_err(|_| broken())? != table.len() {
-        return Err(broken());
-    }
-    let Some(entry) = table.chunks_exact(size).find(|entry| u32_at(entry, 0) == PT_INTERP) else {
-        return Ok(Kind::Elf(Some(Unpageable::Static(file.into()))));
-    };
-    let (at, length) = (u64_at(entry, 8), u64_at(entry, 32));
-    // As the kernel: at most PATH_MAX, with its closing NUL.
-    if !(2..=4096).contains(&length) {
-        return Err(broken());
-    }
-    let mut loader = vec![0; length as usize];
-    if read_up_to(open, &mut loader, at).map_err(|_| broken())? != loader.len() {
-        return Err(broken());
-    }
-    loader.truncate(loader.iter().position(|&byte| byte == 0).unwrap_or(loader.len()));
-    let loader = PathBuf::from(OsString::from_vec(loader));
-    if !loader.exists() {
-        return Err(LaunchError::Interpreter { file: file.into(), interpreter: loader });
-    }
-    Ok(Kind::Elf(secure(file)))
+        Executable::Script(interpreter) => {
+            if depth == 0 {
+                return Err(failed(io::Error::from_raw_os_error(libc::ELOOP)));
+            }
+            if let Err(error) = executable(&interpreter) {
+                return Err(if missing(&error) {
+                    LaunchError::Interpreter { file: file.into(), interpreter }
+                } else {
+                    LaunchError::NotExecutable { file: interpreter, error }
+                });
+            }
+            match identify(&interpreter, depth - 1)? {
+                // The kernel answers ENOEXEC, and execvp reads the script with the shell.
+                Kind::Text | Kind::Empty => Kind::Text,
+                program => program,
+            }
+        }
+        Executable::Text => Kind::Text,
+        Executable::Empty => Kind::Empty,
+    })
 }
 
 /// Whether the loader would run it in secure mode (`AT_SECURE`), where it ignores our library.
@@ -332,27 +277,6 @@ fn secure(file: &Path) -> Option<Unpageable> {
         return None;
     };
     Some(Unpageable::Secure { file: file.into(), what })
-}
-
-fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match file.read_at(&mut buffer[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(count) => done += count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(done)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
 #[cfg(test)]

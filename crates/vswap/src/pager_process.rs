@@ -11,14 +11,15 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions};
 use vswap_pager::{Config, Identity, Session, Summary, serve};
-use vswap_sys::front_support;
 use vswap_sys::process::signals::SignalSet;
 use vswap_sys::process::{self, SpawnError, Step};
 use vswap_sys::seccomp::Gate;
 use vswap_sys::socket::{self, Listener};
+use vswap_sys::{front_support, trace};
 
 use crate::guardian;
 use crate::launch::Program;
@@ -30,6 +31,9 @@ use crate::trace::Trace;
 
 /// The stacks of the two threads that only wait.
 const SMALL_STACK: usize = 128 << 10;
+/// Between two looks at CMD while it stands still for a tracer of ours.
+const TRACED_PAUSE: Duration = Duration::from_millis(2);
+
 /// Everything that the pager's process is given.
 #[derive(Debug)]
 pub(crate) struct Start {
@@ -98,6 +102,8 @@ pub(crate) fn main(
             front: start.front,
             guardian: guardian_pid,
         },
+        enter_root: start.program.without_loader,
+        agent: start.run_dir.agent(),
     };
     let mut root_ended = |status: i32, summary: &Summary| {
         ended.store(true, Ordering::Release);
@@ -241,6 +247,7 @@ fn let_go(
 
 /// Starts the two threads that watch over CMD's stops and over the front.
 fn watch(front_pid: u32, root: u32, front: &Arc<Sender>, ended: &Arc<AtomicBool>) -> io::Result<()> {
+    let root_pid = root;
     let root = i32::try_from(root).ok().and_then(rustix::process::Pid::from_raw);
     let root = root.ok_or(io::ErrorKind::InvalidInput)?;
     let handle = rustix::process::pidfd_open(root, PidfdFlags::empty())?;
@@ -258,11 +265,23 @@ fn watch(front_pid: u32, root: u32, front: &Arc<Sender>, ended: &Arc<AtomicBool>
 
     let sender = Arc::clone(front);
     thread::Builder::new().name("stop-watch".into()).stack_size(SMALL_STACK).spawn(move || {
-        let options = WaitIdOptions::STOPPED | WaitIdOptions::CONTINUED;
+        let wanted = WaitIdOptions::STOPPED | WaitIdOptions::CONTINUED;
         // It fails when CMD has ended.
         loop {
-            match rustix::process::waitid(WaitId::Pid(root), options) {
-                Ok(Some(status)) => match status.stopping_signal() {
+            // Looks before it takes: the stop may be one for which another thread traces CMD.
+            match rustix::process::waitid(WaitId::Pid(root), wanted | WaitIdOptions::NOWAIT) {
+                Ok(Some(status)) if status.trapped() => {
+                    thread::sleep(TRACED_PAUSE);
+                    continue;
+                }
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return,
+            }
+            let taken = trace::unless_traced(root_pid, || {
+                rustix::process::waitid(WaitId::Pid(root), wanted | WaitIdOptions::NOHANG)
+            });
+            match taken {
+                Some(Ok(Some(status))) => match status.stopping_signal() {
                     Some(signal) => sender.send(&Message::Stopped { signal }),
                     // Stopped as CMD was, the front can only be continued from outside.
                     None if !front_gone.load(Ordering::Acquire) => {
@@ -270,8 +289,8 @@ fn watch(front_pid: u32, root: u32, front: &Arc<Sender>, ended: &Arc<AtomicBool>
                     }
                     None => {}
                 },
-                Ok(None) | Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return,
+                Some(_) => {}
+                None => thread::sleep(TRACED_PAUSE),
             }
         }
     })?;
@@ -281,6 +300,6 @@ fn watch(front_pid: u32, root: u32, front: &Arc<Sender>, ended: &Arc<AtomicBool>
 /// Processes of the tree that have not ended.
 fn living_descendants() -> u64 {
     let tree = process::descendants_of(std::process::id()).unwrap_or_default();
-    tree.into_iter().filter(|&pid| !matches!(nested::process_state(pid), None | Some('Z' | 'X'))).count()
+    tree.into_iter().filter(|&pid| process::status(pid).is_ok_and(|status| !status.has_ended())).count()
         as u64
 }

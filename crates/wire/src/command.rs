@@ -205,8 +205,11 @@ pub enum Command<'a> {
         /// The program's three arguments, as they are.
         args: [u64; 3],
     },
-    /// End the agent's thread; the program runs on.
-    Retire,
+    /// End the agent's thread; the program runs on, if there is any of it left.
+    Retire {
+        /// What the thread ends with: if it is the last one, so does its process.
+        status: u8,
+    },
 }
 
 impl<'a> Command<'a> {
@@ -223,7 +226,11 @@ impl<'a> Command<'a> {
             }
             Command::Mremap { args } => encode_call(buffer, MREMAP, args),
             Command::Madvise { args } => encode_call(buffer, MADVISE, args),
-            Command::Retire => Writer::new(buffer, RETIRE).finish(),
+            Command::Retire { status } => {
+                let mut w = Writer::new(buffer, RETIRE);
+                w.u32(u32::from(*status));
+                w.finish()
+            }
         }
     }
 
@@ -254,8 +261,9 @@ impl<'a> Command<'a> {
             MREMAP => Ok(Command::Mremap { args: decode_call(r)? }),
             MADVISE => Ok(Command::Madvise { args: decode_call(r)? }),
             RETIRE => {
+                let status = u8::try_from(r.u32()?).map_err(|_| Malformed::Field("status"))?;
                 r.end()?;
-                Ok(Command::Retire)
+                Ok(Command::Retire { status })
             }
             kind => Err(Malformed::Kind(kind)),
         }
@@ -344,7 +352,7 @@ mod tests {
         for command in [
             Command::Mremap { args: [1, 2, 3, 4, u64::MAX] },
             Command::Madvise { args: [1, u64::MAX, 102] },
-            Command::Retire,
+            Command::Retire { status: 255 },
         ] {
             assert_eq!(Command::decode(command.encode(&mut buffer())), Ok(command));
         }
@@ -358,7 +366,7 @@ mod tests {
             Command::Evict { runs: Runs::new(&runs).unwrap() },
             Command::Mremap { args: [5; 5] },
             Command::Madvise { args: [5; 3] },
-            Command::Retire,
+            Command::Retire { status: 7 },
         ] {
             let mut seed = buffer();
             torment(&mut noise, command.encode(&mut seed), |bytes| {

@@ -10,6 +10,7 @@
 //!       124    4 bytes  flags: bit 0 = patched, bit 1 = forks are stopped at the gate
 //!       128   16 bytes  secret of the run
 //!       144    8 bytes  cookie that lets the agent's calls pass the gate
+//!       152    8 bytes  0; in memory the address of the beacon, once the library has one (not part of the block)
 //! ```
 
 use core::fmt;
@@ -28,6 +29,9 @@ const SIZE: usize = 152;
 
 const PATCHED: u32 = 1;
 const FORKS_STOPPED: u32 = 2;
+
+/// Where behind the start of the block the agent keeps the address of its beacon; 0 while it has none.
+pub const BEACON_OFFSET: usize = SIZE;
 
 const _: () = assert!(size_of::<Config>() == SIZE);
 
@@ -92,12 +96,8 @@ impl Config {
         if socket_path.is_empty() || socket_path.len() > SOCKET_PATH_MAX || socket_path.contains(&0) {
             return Err(PatchError::Path(socket_path.len()));
         }
-        let found = image.windows(CONFIG_MAGIC.len()).filter(|window| *window == CONFIG_MAGIC).count();
-        let at = image.windows(CONFIG_MAGIC.len()).position(|window| window == CONFIG_MAGIC);
-        let block = at.and_then(|at| image.get_mut(at..)?.get_mut(..SIZE));
-        let (1, Some(block)) = (found, block) else {
-            return Err(PatchError::Blocks(if found == 1 { 0 } else { found }));
-        };
+        let at = Config::find(image)?;
+        let block = &mut image[at..at + SIZE];
         block[PATH..FLAGS].fill(0);
         block[PATH..PATH + socket_path.len()].copy_from_slice(socket_path);
         let flags = if forks_stopped { PATCHED | FORKS_STOPPED } else { PATCHED };
@@ -105,6 +105,19 @@ impl Config {
         block[SECRET..COOKIE].copy_from_slice(&secret);
         block[COOKIE..SIZE].copy_from_slice(&cookie.to_le_bytes());
         Ok(())
+    }
+
+    /// The offset of the one configuration block in a library.
+    ///
+    /// # Errors
+    /// [`PatchError::Blocks`].
+    pub fn find(image: &[u8]) -> Result<usize, PatchError> {
+        let found = image.windows(CONFIG_MAGIC.len()).filter(|window| *window == CONFIG_MAGIC).count();
+        let at = image.windows(CONFIG_MAGIC.len()).position(|window| window == CONFIG_MAGIC);
+        match at.filter(|at| image.len() - at >= SIZE) {
+            Some(at) if found == 1 => Ok(at),
+            _ => Err(PatchError::Blocks(if found == 1 { 0 } else { found })),
+        }
     }
 
     /// Whether a run has filled the block in. In any other library the agent does nothing.

@@ -114,7 +114,7 @@ pub enum Reason {
     Userfaultfd = 1,
     /// The agent's area, ring or beacon could not be mapped.
     Memory = 2,
-    /// /proc/self/pagemap cannot be read.
+    /// /proc/thread-self/pagemap cannot be read.
     Pagemap = 3,
 }
 

@@ -33,7 +33,7 @@ mod noise;
 pub use answer::{Answer, MOVED_WORDS};
 pub use codec::Malformed;
 pub use command::{Command, Run, Runs, RunsError, RunsIter};
-pub use config::{CONFIG_MAGIC, Config, PatchError, SOCKET_PATH_MAX};
+pub use config::{BEACON_OFFSET, CONFIG_MAGIC, Config, PatchError, SOCKET_PATH_MAX};
 pub use hello::{Greeting, Hello, Reason, Refusal, Welcome};
 
 /// Version of the protocol. Agent and pager come out of one build, so it must match exactly.
@@ -64,6 +64,11 @@ pub const MAX_MESSAGE: usize = 8 + 8 * MAX_RUNS;
 
 /// The first address that no x86-64 user mapping can contain, five-level page tables included.
 pub const USER_END: u64 = 1 << 56;
+
+/// What a thread finds in its first argument that is to set up an agent in a library just mapped.
+pub const ENTER_AFRESH: u64 = 0;
+/// The same in a process that has the library from its parent, by fork.
+pub const ENTER_FORKED: u64 = 1;
 
 /// Where messages are encoded.
 pub type Buffer = [u8; MAX_MESSAGE];

@@ -255,12 +255,26 @@ pub(crate) static PROGRAMS: &[Program] = &[
     },
     Program {
         name: "rawclone",
-        what: "children of the bare system call, which nobody enters, grow, move and guard what was evicted",
+        what: "children of the bare system call, which are entered late, grow, move and guard what was evicted",
         needs: &[("cc", "gcc")],
         words: |s| Ok(built(workspace::one_file("rawclone")?, &[s.pick("256", "96")])),
         sources: || Ok(vec![workspace::one_file("rawclone")?]),
         compare: Compare::Status,
         pool: 10,
+        floor: Floor { evictions: 40, pool: 0, file: 5 },
+        seconds: (400, 200),
+    },
+    Program {
+        name: "static",
+        what: "a program without a loader and its children, forked in two ways, verify what they inherited and their own",
+        needs: &[("cc", "gcc")],
+        words: |s| {
+            Ok(built(workspace::one_static_file("fixed")?, &[s.pick("256", "64"), "fork", "exec", "raw"]))
+        },
+        sources: || Ok(vec![workspace::one_static_file("fixed")?]),
+        compare: Compare::Output,
+        pool: 10,
+        // Walked in order: what comes back is what left first, and that is in the file by then.
         floor: Floor { evictions: 40, pool: 0, file: 5 },
         seconds: (400, 200),
     },

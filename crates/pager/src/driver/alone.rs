@@ -1,6 +1,11 @@
-//! Entering a user namespace, which the kernel allows to a process with one thread only: the agent leaves first.
+//! When an agent has to leave: its process is about to enter a user namespace, which the kernel allows to a process with one
+//! thread only; or no thread of the program is left.
 //!
-//! What was evicted goes on being served; nothing more leaves, until an exec brings an agent again.
+//! In the first case what was evicted goes on being served; nothing more leaves, until an exec brings an agent again.
+//!
+//! The second: programs end by `exit_group`, which takes the agent along, but some end thread by thread, by the bare `exit`. The agent
+//! would keep the process alive. It leaves as the last one, and with the status of the first thread, which then is the
+//! process's. (Linux gives a process the status of its last thread. Of one that was not the first, nobody can tell afterwards.)
 
 use std::time::{Duration, Instant};
 
@@ -25,12 +30,33 @@ pub fn retire(agent: &Agent, pid: u32) -> bool {
 
 /// The same, without waiting for it.
 pub fn tell(agent: &Agent, pid: u32) -> bool {
-    threads(pid) == Some(2) && agent.conn.send(wire::Command::Retire.encode(&mut wire::buffer()), &[]).is_ok()
+    threads(pid) == Some(2) && send_off(agent, 0)
 }
 
 /// Whether a process has one thread, or is gone.
 pub fn is_alone(pid: u32) -> bool {
     threads(pid).is_none_or(|threads| threads <= 1)
+}
+
+/// Tells the agent of process `pid` to end, if nothing is left of the program, and does not wait. True if it was told, or is gone.
+pub fn leave_last(agent: &Agent, pid: u32) -> bool {
+    // Before it has said that it runs, the thread that is left may be the one that sets it up.
+    let status = if agent.tid == 0 { None } else { deserted(pid) };
+    if let Some(status) = status {
+        send_off(agent, status);
+    }
+    status.is_some()
+}
+
+/// If the first thread of this process has ended, and one other is left (the agent, if it has one): the first one's status.
+pub fn deserted(pid: u32) -> Option<u8> {
+    let ended = process::status(pid).is_ok_and(|status| status.state == 'Z' && status.threads == 2);
+    ended.then(|| process::exit_status(pid).unwrap_or(0))
+}
+
+/// False if it is gone.
+fn send_off(agent: &Agent, status: u8) -> bool {
+    agent.conn.send(wire::Command::Retire { status }.encode(&mut wire::buffer()), &[]).is_ok()
 }
 
 fn threads(pid: u32) -> Option<u32> {

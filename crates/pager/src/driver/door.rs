@@ -5,6 +5,7 @@
 //! child of a fork is given its descriptor once, and only if its token is in its own beacon; descriptors must be
 //! what they should be; what one process can take up is bounded; and nobody is waited for.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -18,9 +19,10 @@ use vswap_sys::socket::{Conn, Listener};
 use vswap_sys::uffd::{self, EVENT_FORK, FEATURES, RegisterMode, Uffd};
 use vswap_wire as wire;
 
+use super::entrance::Entrance;
 use super::shared::Shared;
 use super::tenant::{Agent, Equipment, Note, Tenant};
-use crate::Unpaged;
+use super::wiped::wiped_on_fork;
 
 const PAGE: u64 = vswap_core::PAGE_SIZE as u64;
 /// Connections of one process that have not greeted; an agent has one, and greets at once.
@@ -31,6 +33,9 @@ const ADDRESS_SPACES: usize = 8;
 const NEWCOMER: i64 = 1 << 20;
 /// Connections taken in one turn.
 const TURN: usize = 64;
+
+/// All address spaces by number.
+type Tenants = HashMap<u64, Arc<Tenant>>;
 
 /// Connected, not yet introduced.
 pub struct Stranger {
@@ -61,6 +66,7 @@ pub struct Door {
     pub strangers: Vec<Stranger>,
     /// New programs that wait for memory before they begin.
     pub arrivals: Vec<Arrival>,
+    pub entrance: Arc<Entrance>,
 }
 
 impl Door {
@@ -93,7 +99,7 @@ impl Door {
             wire::Hello::Greeting(greeting) if greeting.secret == self.secret => {
                 let same = self.arrivals.iter().filter(|arrival| arrival.pid == pid).count();
                 if greeting.token != 0 {
-                    self.admit_or_name(conn, greeting, fds, pid);
+                    self.admit_or_name(conn, greeting, fds, pid, &mut self.shared.tenants.lock());
                 } else if same < ADDRESS_SPACES {
                     self.shared.arriving.lock().insert(pid);
                     self.arrivals.push(Arrival { conn, greeting, fds, pid });
@@ -115,23 +121,47 @@ impl Door {
         None
     }
 
-    /// Lets new programs begin, for as long as there is room: each brings memory along that nobody holds back yet.
+    /// Lets new programs begin, for as long as there is room: each brings memory along that nobody holds back yet. One that was
+    /// entered runs on meanwhile: to let its agent wait would make room for nobody.
     pub fn admit_arrivals(&mut self) {
-        while !self.arrivals.is_empty() && !self.shared.is_throttled() {
-            let Arrival { conn, greeting, fds, pid } = self.arrivals.remove(0);
+        for arrival in std::mem::take(&mut self.arrivals) {
+            let pid = arrival.pid;
+            let has_room = self.entrance.has_tried(pid) || !self.shared.is_throttled();
+            // Held, so that no call is let go from now on.
+            let mut tenants = self.shared.tenants.lock();
+            if !has_room || self.shared.untold.under_way(pid) {
+                self.arrivals.push(arrival);
+                continue;
+            }
+            let Arrival { conn, greeting, fds, pid } = arrival;
             self.shared.room.fetch_sub(NEWCOMER, Relaxed);
-            self.admit_or_name(conn, greeting, fds, pid);
+            self.admit_or_name(conn, greeting, fds, pid, &mut tenants);
+            drop(tenants);
             self.shared.arriving.lock().remove(&pid);
         }
     }
 
-    fn admit_or_name(&self, conn: Conn, greeting: wire::Greeting, fds: Vec<OwnedFd>, pid: u32) {
-        if let Err(why) = self.admit(conn, greeting, fds, pid) {
+    fn admit_or_name(
+        &self,
+        conn: Conn,
+        greeting: wire::Greeting,
+        fds: Vec<OwnedFd>,
+        pid: u32,
+        tenants: &mut Tenants,
+    ) {
+        if let Err(why) = self.admit(conn, greeting, fds, pid, tenants) {
             self.unpaged(pid, why);
         }
     }
 
-    fn admit(&self, conn: Conn, greeting: wire::Greeting, fds: Vec<OwnedFd>, pid: u32) -> Result<(), String> {
+    fn admit(
+        &self,
+        conn: Conn,
+        greeting: wire::Greeting,
+        fds: Vec<OwnedFd>,
+        pid: u32,
+        tenants: &mut Tenants,
+    ) -> Result<(), String> {
         if fds.len() != greeting.descriptors() {
             return Err("its agent sent the wrong number of descriptors".into());
         }
@@ -143,14 +173,14 @@ impl Door {
         let agent =
             Agent { tid: 0, conn: Arc::new(conn), ring, area: greeting.area, staging: greeting.staging };
         match uffd {
-            Some(uffd) => self.admit_fresh(agent, uffd, greeting.beacon, pid),
-            None => self.admit_child(agent, greeting.token, pid),
+            Some(uffd) => self.admit_fresh(agent, uffd, greeting.beacon, pid, tenants),
+            None => self.admit_child(agent, greeting.token, pid, tenants),
         }
     }
 
     /// The child of a fork, whose address space is served already.
-    fn admit_child(&self, agent: Agent, token: u64, pid: u32) -> Result<(), String> {
-        let child = self.shared.tenants.lock().values().find(|tenant| tenant.token == token).cloned();
+    fn admit_child(&self, agent: Agent, token: u64, pid: u32, tenants: &Tenants) -> Result<(), String> {
+        let child = tenants.values().find(|tenant| tenant.token == token).cloned();
         // Who only heard of the token from somebody has another one at that place.
         let has_it = |child: &Tenant| token_in(pid, child.beacon.load(Relaxed)) == Some(token);
         let Some(child) = child.filter(|child| has_it(child) && !child.claimed.swap(true, Relaxed)) else {
@@ -160,15 +190,22 @@ impl Door {
         };
         info!(target: "agent", "process {pid}: the agent of forked child number {}", child.id);
         child.pid.store(pid, Relaxed);
+        child.greeted.store(true, Relaxed);
         child.tell(Note::Agent(agent));
         Ok(())
     }
 
     /// A process that has just executed a program.
-    fn admit_fresh(&self, agent: Agent, uffd: Uffd, beacon: u64, pid: u32) -> Result<(), String> {
+    fn admit_fresh(
+        &self,
+        agent: Agent,
+        uffd: Uffd,
+        beacon: u64,
+        pid: u32,
+        tenants: &mut Tenants,
+    ) -> Result<(), String> {
         let text = |error: std::io::Error| error.to_string();
-        let tenants = self.shared.all_tenants();
-        if tenants.iter().filter(|tenant| tenant.pid.load(Relaxed) == pid).count() >= ADDRESS_SPACES {
+        if tenants.values().filter(|tenant| tenant.pid.load(Relaxed) == pid).count() >= ADDRESS_SPACES {
             say_welcome(&agent.conn, false)?;
             return Err("it has greeted too often".into());
         }
@@ -178,11 +215,13 @@ impl Door {
             uffd.register(staging, RegisterMode::WP).map_err(|errno| format!("errno {errno}"))
         });
         let conn = agent.conn.clone();
-        let equipment = Equipment { uffd, agent: Some(agent), beacon, may_wipe: false };
+        // What it did before its agent came, nobody has told.
+        let wiped = || wiped_on_fork(process::thread_with_memory(pid)).map_err(text);
+        let may_wipe = self.entrance.has_tried(pid) && wiped()?.iter().any(|range| !range.contains(&beacon));
+        let equipment = Equipment { uffd, agent: Some(agent), beacon, may_wipe };
         let tenant = Tenant::new(self.shared.new_id(), 0, pid, Some(equipment)).map_err(text)?;
         tenant.beacon.store(beacon, Relaxed);
         // With the welcome the program goes on, perhaps to the gate at once, where it must be known.
-        let mut tenants = self.shared.tenants.lock();
         if !say_welcome(&conn, allowed.is_ok())? {
             return Ok(());
         }
@@ -194,13 +233,20 @@ impl Door {
     }
 
     fn unpaged(&self, pid: u32, reason: String) {
-        info!(target: "agent", "process {pid} is not paged: {reason}");
-        if self.must_be_paged == Some(pid) {
-            self.shared.fail(format!("the program would run unpaged: {reason} (--allow-unpaged lets it)"));
-            return;
-        }
-        let name = process::status(pid).map(|status| status.name).unwrap_or_default();
-        self.shared.name_unpaged(Unpaged { pid, name, reason });
+        without_agent(&self.shared, pid, reason, self.must_be_paged != Some(pid));
+    }
+}
+
+/// A process has no agent and gets none.
+pub fn without_agent(shared: &Shared, pid: u32, reason: String, allowed: bool) {
+    // One that ends has no memory any more; its agent may have noticed first.
+    if process::status(pid).map_or(0, |status| status.vm_rss) == 0 {
+        return;
+    }
+    if allowed {
+        shared.name_unpaged(pid, reason);
+    } else {
+        shared.fail(format!("the program would run unpaged: {reason} (--allow-unpaged lets it)"));
     }
 }
 

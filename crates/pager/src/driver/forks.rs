@@ -53,7 +53,7 @@ impl Forks {
     pub fn begin(&self, tid: u32, pid: u32, nr: u32) {
         let mut callers = self.callers.lock();
         if callers.len() >= MANY {
-            callers.retain(|&tid, caller| !seen_outside(tid, caller));
+            callers.retain(|&tid, caller| !seen_outside(caller.pid, tid, caller.nr));
         }
         callers.insert(tid, Caller { pid, nr, memory: Memory::NotOf(Vec::new()), looked: Instant::now() });
         self.any.store(true, Relaxed);
@@ -94,7 +94,7 @@ impl Forks {
             }
             if caller.looked.elapsed() >= EVERY {
                 caller.looked = Instant::now();
-                if seen_outside(tid, caller) {
+                if seen_outside(caller.pid, tid, caller.nr) {
                     return false;
                 }
             }
@@ -106,10 +106,10 @@ impl Forks {
     }
 }
 
-/// Whether the thread sleeps in another system call than the one it forked with, or is gone.
-fn seen_outside(tid: u32, caller: &Caller) -> bool {
-    match process::doing(caller.pid, tid) {
-        Ok(doing) => elsewhere(doing, caller.nr),
+/// Whether a thread sleeps in another system call than this one, or is gone.
+pub fn seen_outside(pid: u32, tid: u32, nr: u32) -> bool {
+    match process::doing(pid, tid) {
+        Ok(doing) => elsewhere(doing, nr),
         Err(error) => matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
     }
 }

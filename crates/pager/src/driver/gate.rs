@@ -1,4 +1,5 @@
-//! The thread at the gate: receives at once, finds the address space, hands over.
+//! The thread at the gate: receives at once, finds the address space, hands over. An exec goes to a thread of its own, see
+//! `entrance`.
 //!
 //! An mremap of an address space that has a server waits there for its grant. One that has none yet, because nothing
 //! of it was ever registered, is executed by its agent right away; until it has answered, no server can be started.
@@ -17,6 +18,7 @@ use vswap_wire as wire;
 use crate::proto::{Call, Mremap};
 
 use super::alone;
+use super::entrance::Entrance;
 use super::forks::{Stopped, copied_by};
 use super::port::wire_call;
 use super::shared::Shared;
@@ -33,6 +35,7 @@ const CACHED_THREADS: usize = 1024;
 pub struct GateKeeper {
     shared: Arc<Shared>,
     gate: Arc<Gate>,
+    entrance: Arc<Entrance>,
     /// The process of a thread.
     threads: HashMap<u32, u32>,
     errands: Vec<Errand>,
@@ -51,8 +54,8 @@ struct Errand {
 }
 
 impl GateKeeper {
-    pub fn new(shared: Arc<Shared>, gate: Arc<Gate>) -> Self {
-        Self { shared, gate, threads: HashMap::new(), errands: Vec::new(), waiting: Vec::new() }
+    pub fn new(shared: Arc<Shared>, gate: Arc<Gate>, entrance: Arc<Entrance>) -> Self {
+        Self { shared, gate, entrance, threads: HashMap::new(), errands: Vec::new(), waiting: Vec::new() }
     }
 
     pub fn run(mut self) {
@@ -91,6 +94,10 @@ impl GateKeeper {
 
     fn pass(&mut self, call: Notification) {
         self.shared.forks.over(call.tid);
+        self.shared.untold.over(call.tid);
+        if call.call() == GatedCall::Exec {
+            return self.entrance.executes(&self.gate, call);
+        }
         if call.call() == GatedCall::Fork {
             return self.pass_fork(call);
         }
@@ -99,6 +106,9 @@ impl GateKeeper {
         }
         if changes_nothing(&call) {
             return self.reply(&call, Reply::Continue);
+        }
+        if let Ok(pid) = self.process_of(call.tid) {
+            self.shared.untold.begin(call.tid, pid, call.nr);
         }
         match self.tenant_of(call.tid) {
             Whose::Of(tenant) => self.hand_over(tenant, call),
@@ -116,6 +126,7 @@ impl GateKeeper {
         }
         if tenant.active.load(Relaxed) {
             drop(idle);
+            self.shared.untold.over(call.tid);
             return tenant.tell(Note::Call(call));
         }
         drop(idle);
@@ -134,6 +145,7 @@ impl GateKeeper {
             let conn = equipment.agent.as_ref().map(|agent| agent.conn.clone());
             let sent = |conn: &Arc<Conn>| conn.send(wire_call(what).encode(&mut wire::buffer()), &[]).is_ok();
             if let Some(conn) = conn.filter(sent) {
+                self.shared.untold.over(call.tid);
                 self.errands.push(Errand { tenant, equipment, conn, call, next: calls });
                 return;
             }

@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use log::{debug, info};
 use parking_lot::Mutex;
 use vswap_core::PAGE_SIZE;
-use vswap_sys::process::{self, Family, MemFile};
+use vswap_sys::process::{self, Family, MemFile, Rss};
 use vswap_sys::seccomp::Gate;
 
+use super::alone::deserted;
+use super::entrance::Entrance;
 use super::headroom::Headroom;
 use super::pace::Pace;
 use super::server::Server;
@@ -23,7 +25,7 @@ use super::share::PoolShare;
 use super::shared::Shared;
 use super::tenant::Tenant;
 use crate::proto::BATCH_PAGES;
-use crate::{Backing, Limit, Unpaged};
+use crate::{Backing, Limit};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Pages of an agent's stack and state, in shared memory.
@@ -50,8 +52,10 @@ const WORTHWHILE: u64 = 256 << 10;
 const ASKED: usize = 32;
 const PSS_EVERY: Duration = Duration::from_millis(100);
 const TREE_EVERY: Duration = Duration::from_millis(50);
-/// An agent that has not greeted for so long will not.
-const GREETING: Duration = Duration::from_secs(1);
+/// A forked child that was not heard of for so long has no fork hook: it is looked for, to put its agent in.
+const UNSEEN: Duration = Duration::from_millis(10);
+/// By then it is one of those that stay without.
+const UNSEEN_MOST: Duration = Duration::from_millis(500);
 const LIMIT_EVERY: Duration = Duration::from_secs(1);
 /// Without an eviction for so long, waiting for one is pointless.
 const NO_PROGRESS: Duration = Duration::from_millis(200);
@@ -97,6 +101,7 @@ impl Usage {
 pub struct Governor {
     shared: Arc<Shared>,
     gate: Option<Arc<Gate>>,
+    entrance: Arc<Entrance>,
     limit: Limit,
     /// None without a tier below the pool. Where there is one, its being full is an error, not a choice of the user's.
     pool_share: Option<PoolShare>,
@@ -111,8 +116,6 @@ pub struct Governor {
     shared_bytes: u64,
     pss_at: Instant,
     tree: HashSet<u32>,
-    /// Those of them that are not known to be paged, and since when.
-    unknown: HashMap<u32, Instant>,
     tree_at: Instant,
     limit_now: u64,
     limit_at: Instant,
@@ -128,6 +131,7 @@ impl Governor {
     pub fn new(
         shared: Arc<Shared>,
         gate: Option<Arc<Gate>>,
+        entrance: Arc<Entrance>,
         limit: Limit,
         pool_share: Option<PoolShare>,
         guardian: u32,
@@ -140,6 +144,7 @@ impl Governor {
         Ok(Self {
             shared,
             gate,
+            entrance,
             limit,
             pool_share,
             headroom: Headroom::new(now),
@@ -151,7 +156,6 @@ impl Governor {
             shared_bytes: 0,
             pss_at: long_ago,
             tree: HashSet::new(),
-            unknown: HashMap::new(),
             tree_at: long_ago,
             limit_now,
             limit_at: now,
@@ -264,9 +268,12 @@ impl Governor {
     }
 
     fn measure(&mut self, tenants: &[Arc<Tenant>]) -> Usage {
-        if self.tree_at.elapsed() > TREE_EVERY {
+        let unseen = tenants.iter().any(|tenant| {
+            !tenant.greeted.load(Relaxed) && (UNSEEN..UNSEEN_MOST).contains(&tenant.since.elapsed())
+        });
+        if self.tree_at.elapsed() > if unseen { UNSEEN } else { TREE_EVERY } {
             self.tree_at = Instant::now();
-            self.find_tree(tenants);
+            self.find_tree(tenants, unseen);
         }
         self.tree.extend(tenants.iter().map(|tenant| tenant.pid.load(Relaxed)).filter(|&pid| pid != 0));
         self.sizes.clear();
@@ -280,12 +287,19 @@ impl Governor {
                     rss
                 }),
             };
+            let found = match found {
+                Ok(rss) if rss.vm_pages == 0 => {
+                    self.files.remove(&pid);
+                    first_thread_ended(pid, tenants)
+                }
+                found => found.ok(),
+            };
             match found {
-                Ok(rss) => {
+                Some(rss) => {
                     tree += rss.anon_pages * PAGE;
                     self.sizes.insert(pid, (rss.anon_pages * PAGE, rss.vm_pages * PAGE));
                 }
-                Err(_) => {
+                None => {
                     self.files.remove(&pid);
                 }
             }
@@ -322,30 +336,23 @@ impl Governor {
         }
     }
 
-    /// All processes below the guardian but the pager; those without an agent are remembered for the summary.
-    fn find_tree(&mut self, tenants: &[Arc<Tenant>]) {
+    /// All processes below the guardian but the pager; those that stay without an agent for a while (or are there
+    /// at all, if `at_once`) are to get one.
+    fn find_tree(&mut self, tenants: &[Arc<Tenant>], at_once: bool) {
         let pager = std::process::id();
         let Ok(all) = self.family.members() else { return };
+        let before = std::mem::take(&mut self.tree);
         self.tree = all.iter().copied().filter(|&pid| pid != pager).collect();
-        let mut paged: HashSet<u32> = tenants.iter().map(|tenant| tenant.pid.load(Relaxed)).collect();
+        let greeted = tenants.iter().filter(|tenant| tenant.greeted.load(Relaxed));
+        let mut paged: HashSet<u32> = greeted.map(|tenant| tenant.pid.load(Relaxed)).collect();
         paged.extend(self.shared.arriving.lock().iter());
-        let before = std::mem::take(&mut self.unknown);
-        let unseen_child = tenants.iter().any(|tenant| tenant.pid.load(Relaxed) == 0);
-        for &pid in self.tree.difference(&paged) {
-            let since = before.get(&pid).copied().unwrap_or_else(Instant::now);
-            self.unknown.insert(pid, since);
-            let named = || self.shared.unpaged.lock().iter().any(|known| known.pid == pid);
-            // A program is without an agent for a moment after its exec, and a child that has it, until it has greeted.
-            let may_greet = || since.elapsed() < GREETING && has_agent(pid);
-            if !before.contains_key(&pid) || unseen_child || named() || may_greet() {
-                continue;
+        self.entrance.keep_only(&self.tree, &paged);
+        let waiting = |pid: &&u32| (at_once || before.contains(pid)) && !paged.contains(pid);
+        for &pid in self.tree.iter().filter(waiting) {
+            let memory = process::status(pid).map_or(0, |status| status.rss_anon);
+            if memory > 0 {
+                self.entrance.consider(pid);
             }
-            let Ok(status) = process::status(pid) else { continue };
-            if status.state == 'Z' || status.rss_anon == 0 {
-                continue;
-            }
-            let reason = "no agent: statically linked, set-user-id, or its environment was cleared".into();
-            self.shared.name_unpaged(Unpaged { pid, name: status.name, reason });
         }
     }
 
@@ -410,7 +417,13 @@ impl Governor {
     }
 }
 
-/// Whether the agent's file is mapped in a process, by its parent or by the loader.
-fn has_agent(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("/agent.so"))
+/// The figures of a paged process that has ended, as far as its first thread shows: those of another thread, if one goes on.
+fn first_thread_ended(pid: u32, tenants: &[Arc<Tenant>]) -> Option<Rss> {
+    let mut own = tenants.iter().filter(|tenant| tenant.pid.load(Relaxed) == pid).peekable();
+    own.peek()?;
+    if deserted(pid).is_some() {
+        own.for_each(|tenant| tenant.send_agent_off());
+    }
+    let mut file = MemFile::open(process::thread_with_memory(pid)).ok()?;
+    file.read().ok().filter(|rss| rss.vm_pages > 0)
 }

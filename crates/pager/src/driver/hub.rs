@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,8 @@ use vswap_tiers::{FileTier, Pool};
 use vswap_wire as wire;
 
 use super::control::Control;
-use super::door::Door;
+use super::door::{Door, without_agent};
+use super::entrance::Entrance;
 use super::gate::GateKeeper;
 use super::governor::{Governor, Peaks};
 use super::share::PoolShare;
@@ -60,6 +62,10 @@ pub struct Session {
     pub control: Listener,
     /// Who the run is.
     pub identity: Identity,
+    /// The program has no loader that would bring the agent.
+    pub enter_root: bool,
+    /// The agent's file.
+    pub agent: PathBuf,
 }
 
 /// Runs the pager until the last paged process of the tree has ended.
@@ -114,13 +120,21 @@ impl Hub {
         let thread = |name: &str, body: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.into()).stack_size(512 << 10).spawn(body).map(drop)
         };
+        let entrance = Arc::new(Entrance::new(shared.clone(), &session.agent)?);
+        if session.enter_root {
+            let (shared, allow_unpaged) = (shared.clone(), config.allow_unpaged);
+            entrance.clone().root(identity.root, move |why| {
+                without_agent(&shared, identity.root, why, allow_unpaged);
+            })?;
+        }
         if let Some(gate) = &gate {
-            let keeper = GateKeeper::new(shared.clone(), gate.clone());
+            let keeper = GateKeeper::new(shared.clone(), gate.clone(), entrance.clone());
             thread("gate", Box::new(|| keeper.run()))?;
         }
         let governor = Governor::new(
             shared.clone(),
             gate.clone(),
+            entrance.clone(),
             config.limit,
             spills.then(|| PoolShare::new(pool_limit, Instant::now())),
             identity.guardian,
@@ -150,6 +164,7 @@ impl Hub {
             must_be_paged: (!config.allow_unpaged).then_some(identity.root),
             strangers: Vec::new(),
             arrivals: Vec::new(),
+            entrance,
         };
         Ok(Self {
             shared,
@@ -204,7 +219,7 @@ impl Hub {
         self.looked = Instant::now();
         let pager = std::process::id();
         process::descendants_of(self.guardian).is_ok_and(|tree| {
-            let lives = |pid: u32| process::status(pid).is_ok_and(|status| status.state != 'Z');
+            let lives = |pid: u32| process::status(pid).is_ok_and(|status| !status.has_ended());
             !tree.into_iter().any(|pid| pid != pager && lives(pid))
         })
     }
@@ -307,7 +322,7 @@ fn end_tree() {
         let left: Vec<u32> = process::descendants_of(me)
             .unwrap_or_default()
             .into_iter()
-            .filter(|&pid| process::status(pid).is_ok_and(|status| status.state != 'Z'))
+            .filter(|&pid| process::status(pid).is_ok_and(|status| !status.has_ended()))
             .collect();
         if left.is_empty() {
             return;

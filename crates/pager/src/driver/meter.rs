@@ -112,6 +112,8 @@ pub struct Meters {
     pub fork_pages: AtomicU64,
     /// Nanoseconds that such forks waited.
     pub fork_wait_ns: AtomicU64,
+    /// Processes that were sent a thread by ptrace, to set their agent up.
+    pub entered: AtomicU64,
 }
 
 impl Meters {

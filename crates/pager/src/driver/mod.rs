@@ -4,7 +4,8 @@
 //! | --- | --- | --- |
 //! | hub (main) | welcomes agents, reaps, ends | address spaces without a server |
 //! | `serve-PID`, one per address space with something registered | faults, events, eviction | its page table and protocol state |
-//! | gate | receives mremaps, and forks where no event tells of them | – |
+//! | gate | receives mremaps and execs, and forks where no event tells of them | – |
+//! | `enter-PID`, for a moment | puts the agent into a program without a loader | that process, by ptrace |
 //! | governor | measures, asks for pages, holds first touches | the figures |
 //! | control | answers on the control socket | its connections |
 //! | watchdog | says which fault has waited for over a second, and why | – |
@@ -17,6 +18,7 @@ mod answers;
 mod buffers;
 mod control;
 mod door;
+mod entrance;
 mod forks;
 mod freeze;
 mod gate;
@@ -37,6 +39,7 @@ mod shared;
 mod status;
 mod summary;
 mod tenant;
+mod untold;
 mod watch;
 mod wiped;
 mod worker;

@@ -11,7 +11,7 @@ use log::debug;
 use vswap_core::{PAGE_SIZE, Page, SlotId, Source};
 use vswap_sys::maps::{Kind, Maps};
 use vswap_sys::pagemap::{ENTRY_GUARD, Pagemap};
-use vswap_sys::process::Memory;
+use vswap_sys::process::{self, Memory};
 use vswap_sys::uffd::{Partial, RegisterMode, Uffd};
 use vswap_wire as wire;
 
@@ -101,11 +101,12 @@ impl Port {
     /// Opens what tells of the process's mappings and pages.
     pub fn look_into(&mut self) {
         let pid = self.tenant.pid.load(Relaxed);
-        match (Maps::open(pid), Pagemap::open(pid)) {
+        let thread = process::thread_with_memory(pid);
+        match (Maps::open(thread), Pagemap::open(thread)) {
             (Ok(maps), Ok(pagemap)) => {
                 self.maps = Some(maps);
                 self.pagemap = Some(pagemap);
-                self.memory = Memory::open(pid).ok();
+                self.memory = Memory::open(thread).ok();
             }
             (Err(error), _) | (_, Err(error)) => {
                 // Of a process that is ending, /proc says that it is root's.

@@ -14,6 +14,7 @@ use vswap_sys::process;
 use vswap_sys::seccomp::{Gate, Notification, Reply};
 use vswap_sys::uffd::{Message, RegisterMode, Uffd};
 
+use super::alone::leave_last;
 use super::forks::Stopped;
 use super::freeze::Freezer;
 use super::port::Port;
@@ -172,6 +173,9 @@ impl Server {
                 }
                 Note::Call(call) => self.gated(call),
                 Note::Alone(call) => self.alone(call),
+                Note::Deserted => {
+                    self.port.agent.take_if(|agent| leave_last(agent, self.tenant.pid.load(Relaxed)));
+                }
                 Note::Fork(stopped) => self.forking.push(stopped),
             }
             self.advance();
@@ -268,6 +272,9 @@ impl Server {
 
     /// Lets the protocol go on until it has nothing more to do.
     fn advance(&mut self) {
+        // First, or a program that calls without a pause would never have one.
+        self.effects();
+        self.let_agent_in();
         loop {
             self.effects();
             self.space.set_agent(self.port.agent.is_some());
@@ -283,11 +290,7 @@ impl Server {
             };
             self.space.answer(answer);
         }
-        if self.space.verified()
-            && let Some(agent) = self.greeting.take()
-        {
-            self.welcome(agent);
-        }
+        self.let_agent_in();
         if self.beacon_waits {
             self.answer_beacon();
         }

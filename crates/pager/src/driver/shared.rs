@@ -8,20 +8,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use log::info;
 use parking_lot::{Condvar, Mutex};
 use vswap_core::{GroupId, VirtualSwap};
 use vswap_sys::poll::EventFd;
+use vswap_sys::process;
 
 use super::buffers::Buffers;
 use super::forks::Forks;
 use super::meter::Meters;
 use super::reclaim::Wish;
 use super::tenant::Tenant;
+use super::untold::Untold;
 use crate::Unpaged;
 
 /// Warnings that are kept.
 const WARNINGS: usize = 256;
-
 /// Unpaged processes that are remembered: some of their reasons are the processes' own words.
 const UNPAGED: usize = 256;
 
@@ -55,6 +57,8 @@ pub struct Shared {
     pub fork_events: bool,
     /// Those that it has stopped.
     pub forks: Forks,
+    /// Calls that it has let go although they are nobody's to tell of.
+    pub untold: Untold,
     /// When the run began.
     pub started: Instant,
     /// Names and reasons of processes that run unpaged.
@@ -88,6 +92,7 @@ impl Shared {
             gated,
             fork_events,
             forks: Forks::default(),
+            untold: Untold::default(),
             started: Instant::now(),
             unpaged: Mutex::default(),
             warnings: Mutex::default(),
@@ -142,11 +147,13 @@ impl Shared {
     }
 
     /// Remembers a process that runs unpaged; once under each name that it has.
-    pub fn name_unpaged(&self, unpaged: Unpaged) {
+    pub fn name_unpaged(&self, pid: u32, reason: String) {
+        info!(target: "agent", "process {pid} is not paged: {reason}");
+        let name = process::status(pid).map(|status| status.name).unwrap_or_default();
         let mut all = self.unpaged.lock();
-        let known = all.iter().any(|other| other.pid == unpaged.pid && other.name == unpaged.name);
+        let known = all.iter().any(|other| other.pid == pid && other.name == name);
         if !known && all.len() < UNPAGED {
-            all.push(unpaged);
+            all.push(Unpaged { pid, name, reason });
         }
     }
 

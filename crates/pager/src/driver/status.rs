@@ -21,7 +21,7 @@ pub fn status(shared: &Shared, peaks: &Mutex<Peaks>, identity: &Identity) -> Sta
     Status {
         command: identity.command.clone(),
         pid: identity.root,
-        running: process::status(identity.root).is_ok_and(|status| status.state != 'Z'),
+        running: process::status(identity.root).is_ok_and(|status| !status.has_ended()),
         front: identity.front,
         guardian: identity.guardian,
         pager: std::process::id(),
@@ -64,8 +64,9 @@ fn processes(shared: &Shared, guardian: u32) -> Vec<Process> {
         .into_iter()
         .filter(|&pid| pid != pager)
         .filter_map(|pid| {
-            let status = process::status(pid).ok().filter(|status| status.state != 'Z')?;
-            let resident = MemFile::open(pid).and_then(|mut file| file.read()).ok()?;
+            let status = process::status(pid).ok().filter(|status| !status.has_ended())?;
+            let resident =
+                MemFile::open(process::thread_with_memory(pid)).and_then(|mut file| file.read()).ok()?;
             Some(Process {
                 pid,
                 name: status.name,

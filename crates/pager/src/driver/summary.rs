@@ -71,6 +71,7 @@ pub fn summary(shared: &Shared, peaks: &Peaks) -> Summary {
         forks: meters.forks.load(Relaxed),
         fork_pages: meters.fork_pages.load(Relaxed),
         fork_wait_ms: meters.fork_wait_ns.load(Relaxed) / 1_000_000,
+        entered: meters.entered.load(Relaxed),
         gate: shared.gated,
         unpaged: shared.unpaged.lock().clone(),
         warnings: shared.warnings.lock().clone(),

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use vswap_sys::poll::EventFd;
@@ -13,6 +14,7 @@ use vswap_sys::shared::SharedPages;
 use vswap_sys::socket::Conn;
 use vswap_sys::uffd::Uffd;
 
+use super::alone::leave_last;
 use super::forks::Stopped;
 use super::watch::Watch;
 
@@ -48,6 +50,8 @@ pub enum Note {
     Call(Notification),
     /// The only thread wants to enter a user namespace, and waits until the agent has left.
     Alone(Notification),
+    /// It seems that nothing is left of the program but its agent.
+    Deserted,
     /// A thread that is about to copy the address space waits at the gate until everything is resident.
     Fork(Arc<Stopped>),
     /// The parent's window has closed.
@@ -68,6 +72,10 @@ pub struct Tenant {
     pub pid: AtomicU32,
     /// The page where a forked child reads its token; the same in all that one process forks.
     pub beacon: AtomicU64,
+    /// When it was first heard of.
+    pub since: Instant,
+    /// An agent has greeted.
+    pub greeted: AtomicBool,
     /// Pages that should leave.
     pub wanted: AtomicU64,
     /// New mappings should be registered, so that first touches can be held.
@@ -86,6 +94,8 @@ pub struct Tenant {
     pub barren_until: AtomicU64,
     /// It has forked, or was forked: its resident pages may be shared.
     pub shares: AtomicBool,
+    /// Its program has ended, and the agent was told.
+    deserted: AtomicBool,
     /// A server thread has taken the equipment below.
     pub active: AtomicBool,
     /// First touches wait for memory.
@@ -107,6 +117,8 @@ impl Tenant {
             claimed: AtomicBool::new(false),
             pid: AtomicU32::new(pid),
             beacon: AtomicU64::new(0),
+            since: Instant::now(),
+            greeted: AtomicBool::new(equipment.is_some()),
             wanted: AtomicU64::new(0),
             register: AtomicBool::new(false),
             registered_size: AtomicU64::new(0),
@@ -116,6 +128,7 @@ impl Tenant {
             evictions: AtomicU64::new(0),
             barren_until: AtomicU64::new(0),
             shares: AtomicBool::new(token != 0),
+            deserted: AtomicBool::new(false),
             active: AtomicBool::new(false),
             holding: AtomicBool::new(false),
             watch: Watch::default(),
@@ -134,6 +147,19 @@ impl Tenant {
     /// Rings.
     pub fn ring(&self) {
         self.bell.notify();
+    }
+
+    /// Has the agent leave, if it is the last thread of its process. To be said until that has gone.
+    pub fn send_agent_off(&self) {
+        let idle = self.idle.lock();
+        match idle.as_ref() {
+            Some(Equipment { agent: Some(agent), .. }) if !self.deserted.load(Relaxed) => {
+                self.deserted.store(leave_last(agent, self.pid.load(Relaxed)), Relaxed);
+            }
+            _ if self.active.load(Relaxed) => self.tell(Note::Deserted),
+            // Done; or the gate has sent it on an errand.
+            _ => {}
+        }
     }
 
     /// Rings if first touches wait for memory.

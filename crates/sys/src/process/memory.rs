@@ -43,6 +43,19 @@ impl MemFile {
     }
 }
 
+/// A thread of process `pid` of which `/proc` shows the memory: the first, unless that has ended while others go on.
+pub fn thread_with_memory(pid: u32) -> u32 {
+    let has =
+        |tid: u32| MemFile::open(tid).and_then(|mut file| file.read()).is_ok_and(|rss| rss.vm_pages > 0);
+    if has(pid) {
+        return pid;
+    }
+    let mut threads = Vec::new();
+    // Without any it has ended.
+    let _ = super::threads(pid, &mut threads);
+    threads.into_iter().find(|&tid| has(tid)).unwrap_or(pid)
+}
+
 /// `size resident shared ...`
 fn parse_statm(text: &str) -> Option<Rss> {
     let mut fields = text.split_ascii_whitespace().map(|field| field.parse::<u64>().ok());
@@ -109,6 +122,15 @@ pub struct Status {
     pub no_new_privs: bool,
     /// Seccomp mode: 0 none, 1 strict, 2 filter.
     pub seccomp: u32,
+    /// Seccomp filters it has, its ancestors' among them (0 before Linux 5.9, which does not tell).
+    pub seccomp_filters: u32,
+}
+
+impl Status {
+    /// Whether all of it has ended. That its first thread has is not enough (`state`): others may go on.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+    }
 }
 
 /// Reads the status of process or thread `pid`.
@@ -129,6 +151,19 @@ pub fn start_of_stack(pid: u32) -> Option<u64> {
     stat_fields(&text)?.nth(25)?.parse().ok().filter(|&address| address != 0)
 }
 
+/// What the first thread of process `pid` has ended with, by an exit of its own; 0 if it was a signal or goes on.
+///
+/// # Errors
+///
+/// `ENOENT`, `ESRCH`; without ptrace permission over it the answer is 0.
+pub fn exit_status(pid: u32) -> io::Result<u8> {
+    // Field 52, as wait(2) would tell it; the first here is the third.
+    let status = stat_fields(&read_text(&format!("/proc/{pid}/stat"))?)
+        .and_then(|mut fields| fields.nth(52 - 3)?.parse::<i32>().ok())
+        .ok_or_else(|| malformed("/proc/PID/stat"))?;
+    Ok((status >> 8) as u8)
+}
+
 fn parse_status(text: &str) -> Option<Status> {
     let number = |key| field(text, key)?.split_ascii_whitespace().next()?.parse::<u32>().ok();
     let bytes = |key| kilobytes(text, key).unwrap_or(0);
@@ -147,5 +182,6 @@ fn parse_status(text: &str) -> Option<Status> {
         vm_swap: bytes("VmSwap"),
         no_new_privs: number("NoNewPrivs") == Some(1),
         seccomp: number("Seccomp").unwrap_or(0),
+        seccomp_filters: number("Seccomp_filters").unwrap_or(0),
     })
 }

@@ -1,13 +1,15 @@
 //! Processes: making them, waiting for them, looking at them.
 //!
 //! One file per noun: [`fork_with`] and [`fork_sharing_files`] (`fork`), [`spawn`] (`spawn`), ends and signals sent
-//! (`wait`), threads held still (`hold`), who descends from whom (`tree`), memory figures (`memory`), threads and CPUs (`thread`), signals received
-//! ([`signals`]).
+//! (`wait`), threads held still (`hold`), who descends from whom (`tree`), memory figures (`memory`), memory itself
+//! (`remote`, `process_vm`), files (`files`), threads and CPUs (`thread`), signals received ([`signals`]).
 
 mod family;
+mod files;
 mod fork;
 mod hold;
 mod memory;
+mod process_vm;
 mod remote;
 pub mod signals;
 mod spawn;
@@ -16,9 +18,13 @@ mod tree;
 mod wait;
 
 pub use family::Family;
+pub use files::{gives_capabilities, open_as};
 pub use fork::{fork_sharing_files, fork_with, set_child_subreaper, set_parent_death_signal};
 pub use hold::hold_while_this_thread_lives;
-pub use memory::{MemFile, Rss, Status, pss_anon, share_memory, start_of_stack, status};
+pub use memory::{
+    MemFile, Rss, Status, exit_status, pss_anon, share_memory, start_of_stack, status, thread_with_memory,
+};
+pub use process_vm::{Remote, read_memory, write_memory};
 pub use remote::Memory;
 pub use spawn::{Program, SpawnError, Step, raise_open_files_limit, spawn};
 pub use thread::{

@@ -35,8 +35,8 @@ pub struct Program {
 pub enum Step<'a> {
     /// [`seccomp::set_no_new_privs`].
     NoNewPrivs,
-    /// Installs the gate and sends the listener, in a message of one zero byte, over a SEQPACKET socket. The exec itself
-    /// makes no gated call.
+    /// Installs the gate and sends the listener, in a message of one zero byte, over a SEQPACKET socket. The exec that
+    /// follows passes by the cookie: nobody may be listening yet.
     Gate {
         /// See [`seccomp::install_gate`].
         cookie: u64,
@@ -173,8 +173,24 @@ fn child(
     }
     let (stage, errno) = failure.unwrap_or_else(|| {
         signals::set_mask(mask);
-        // SAFETY: a C string and two arrays of C strings that end with a null pointer, all live.
-        unsafe { libc::execve(program.path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+        let cookie = steps.iter().find_map(|step| match step {
+            Step::Gate { cookie, .. } => Some(*cookie),
+            _ => None,
+        });
+        const { assert!(seccomp::COOKIE_ARGUMENT == 5) };
+        // SAFETY: a C string and two arrays of C strings that end with a null pointer, all live. The kernel looks at three
+        // arguments, the gate at the sixth.
+        unsafe {
+            libc::syscall(
+                libc::SYS_execve,
+                program.path.as_ptr(),
+                argv.as_ptr(),
+                envp.as_ptr(),
+                0,
+                0,
+                cookie.unwrap_or(0),
+            )
+        };
         (EXEC_FAILED, last())
     });
     let mut words = [0; 8];

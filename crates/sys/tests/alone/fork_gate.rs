@@ -57,14 +57,17 @@ fn fork_gate_stops_what_copies() {
 }
 
 fn fork_gate_lets_pass_what_shares() {
-    // Nobody answers at this gate: whatever it stopped would hang.
-    let (child, _gate, _conn) = gated_with(true, |_| {
+    // But for the exec nobody answers at this gate: whatever else it stopped would hang.
+    let (child, gate, _conn) = gated_with(true, |_| {
         let thread = std::thread::spawn(|| 5).join().unwrap() == 5;
-        let spawned = std::process::Command::new("true").status().unwrap().success();
+        let spawned = std::process::Command::new("/bin/true").status().unwrap().success();
         let clone3 =
             forked(libc::SYS_clone3, 0) == -i64::from(libc::ENOSYS) && int80(435, [0; 5]) == -libc::ENOSYS;
         thread && spawned && clone3
     });
+    let call = next(&gate);
+    assert_eq!(call.call(), GatedCall::Exec);
+    gate.respond(call.id, Reply::Continue).unwrap();
     finish(child);
 }
 

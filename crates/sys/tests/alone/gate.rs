@@ -7,7 +7,7 @@ use std::time::Duration;
 use vswap_sys::poll::{Events, poll};
 use vswap_sys::process;
 use vswap_sys::seccomp::{
-    ARCH_I386, ARCH_X86_64, GATED_ADVICE, Gate, GatedCall, Notification, Reply, install_gate,
+    ARCH_I386, ARCH_X86_64, Exec, GATED_ADVICE, Gate, GatedCall, Notification, Reply, install_gate,
     set_no_new_privs,
 };
 use vswap_sys::socket::{Conn, socketpair};
@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("gate_stops_advice_that_no_event_tells", gate_stops_advice_that_no_event_tells),
     ("gate_lets_other_advice_and_the_cookie_pass", gate_lets_other_advice_and_the_cookie_pass),
     ("gate_refuses_advice_from_afar", gate_refuses_advice_from_afar),
+    ("gate_stops_execs", gate_stops_execs),
     ("gate_holds_descendants", gate_holds_descendants),
     ("gate_signal_does_not_interrupt", gate_signal_does_not_interrupt),
     ("gate_caller_that_died", gate_caller_that_died),
@@ -287,6 +288,39 @@ fn gate_covers_the_other_entries() {
         let call = next(&gate);
         assert_eq!((call.arch, call.nr, call.call()), (ARCH_I386, number, call_is));
         assert_eq!(call.args[1], 0x1000);
+        gate.respond(call.id, Reply::Errno(errno)).unwrap();
+    }
+    finish(child);
+}
+
+fn gate_stops_execs() {
+    const X32: i64 = 0x4000_0000;
+    let (child, gate, _conn) = gated(|_| {
+        let exec = |number: i64, cookie: u64| {
+            // SAFETY: an exec of no path at all fails, or answers what the gate says.
+            match unsafe { libc::syscall(number, -100_i64, 0_i64, 0_i64, 0_i64, 0_i64, cookie) } {
+                -1 => std::io::Error::last_os_error().raw_os_error().unwrap(),
+                _ => 0,
+            }
+        };
+        let stopped =
+            [libc::SYS_execve, libc::SYS_execveat, X32 | 520, X32 | 545].map(|number| exec(number, 0));
+        let passed = [libc::SYS_execve, libc::SYS_execveat].map(|number| exec(number, COOKIE));
+        let i386 = [int80(11, [0; 5]), int80(358, [5, 0, 0, 0, 0])];
+        stopped == [81, 82, 83, 84] && passed == [libc::EFAULT; 2] && i386 == [-85, -86]
+    });
+    let relative = |path| Exec { directory: None, path };
+    let expected = [
+        (relative(-100_i64 as u64), 81),
+        (relative(0), 82),
+        (relative(-100_i64 as u64), 83),
+        (relative(0), 84),
+        (relative(0), 85),
+        (Exec { directory: Some(5), path: 0 }, 86),
+    ];
+    for (exec, errno) in expected {
+        let call = next(&gate);
+        assert_eq!((call.call(), call.exec()), (GatedCall::Exec, exec));
         gate.respond(call.id, Reply::Errno(errno)).unwrap();
     }
     finish(child);

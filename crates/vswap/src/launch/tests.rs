@@ -4,6 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
+const PT_INTERP: u32 = 3;
+const EM_X86_64: u16 = 62;
+
 /// A directory of this test, removed with it.
 struct Dir(PathBuf);
 
@@ -83,15 +86,16 @@ fn later_directories_are_searched_past_a_denied_one() {
 #[test]
 fn the_system_shell_can_be_paged() {
     let program = resolve(&["sh".into()], None).unwrap();
-    assert_eq!(program.unpaged, None);
+    assert_eq!((program.unpaged, program.without_loader), (None, false));
     assert!(program.file.is_absolute());
 }
 
 #[test]
-fn static_and_foreign_programs_cannot() {
+fn static_programs_are_entered_otherwise_and_foreign_ones_not_at_all() {
     let dir = Dir::new("static");
-    let file = dir.file("static", &elf_file(2, EM_X86_64, 1, ""), 0o755);
-    assert_eq!(dir.resolve(&["static"]).unwrap().unpaged, Some(Unpageable::Static(file)));
+    dir.file("static", &elf_file(2, EM_X86_64, 1, ""), 0o755);
+    let program = dir.resolve(&["static"]).unwrap();
+    assert_eq!((program.unpaged, program.without_loader), (None, true));
     let file = dir.file("i386", &elf_file(1, 3, PT_INTERP, "/lib/ld"), 0o755);
     assert_eq!(dir.resolve(&["i386"]).unwrap().unpaged, Some(Unpageable::Foreign(file)));
     let file = dir.file("arm", &elf_file(2, 183, PT_INTERP, "/lib/ld"), 0o755);
@@ -141,7 +145,7 @@ fn scripts_are_what_their_interpreter_is() {
     dir.file("nested", format!("#!{}\n", script.display()).as_bytes(), 0o755);
     assert_eq!(dir.resolve(&["nested"]).unwrap().unpaged, None);
     dir.file("static-script", format!("#!{}\n", fixed.display()).as_bytes(), 0o755);
-    assert_eq!(dir.resolve(&["static-script"]).unwrap().unpaged, Some(Unpageable::Static(fixed)));
+    assert!(dir.resolve(&["static-script"]).unwrap().without_loader);
     dir.file("lost", b"#!/no/such/interpreter\n", 0o755);
     let error = dir.resolve(&["lost"]).unwrap_err();
     assert_eq!(error.exit_code(), 127);
@@ -158,15 +162,6 @@ fn a_script_without_a_first_line_is_the_shells() {
     let program = dir.resolve(&["old", "arg"]).unwrap();
     assert_eq!(program.file, Path::new("/bin/sh"));
     assert_eq!(program.args, [OsStr::new("/bin/sh"), file.as_os_str(), OsStr::new("arg")]);
-}
-
-#[test]
-fn shebang_lines() {
-    assert_eq!(shebang(b"#!/bin/sh\n"), Some(&b"/bin/sh"[..]));
-    assert_eq!(shebang(b"#! \t/usr/bin/env  python3 -x\nmore"), Some(&b"/usr/bin/env"[..]));
-    assert_eq!(shebang(b"#!/bin/sh"), Some(&b"/bin/sh"[..]));
-    assert_eq!(shebang(b"#!\n/bin/sh"), None);
-    assert_eq!(shebang(b"# comment"), None);
 }
 
 #[test]

@@ -99,10 +99,18 @@ fn start_behind_a_gate(pager: &Pager) -> (Program, Arc<Gate>, mpsc::Receiver<Not
     };
     // SAFETY: between fork and exec it makes system calls, and allocates nothing unless one fails.
     unsafe { command.pre_exec(install) };
+    // The exec is stopped as well, and the spawn returns after it.
+    let exec = std::thread::spawn(move || {
+        let (_, mut fds) = ours.recv(&mut [0; 8]).unwrap();
+        let gate = Gate::from(fds.pop().unwrap());
+        let call = gate.recv().unwrap().unwrap();
+        assert_eq!(call.call(), GatedCall::Exec);
+        gate.respond(call.id, Reply::Continue).unwrap();
+        gate
+    });
     // EBUSY: a filter above us has a listener; then nothing of the gate can be tested here.
     let program = Program(command.spawn().unwrap());
-    let (_, mut fds) = ours.recv(&mut [0; 8]).unwrap();
-    let gate = Arc::new(Gate::from(fds.pop().unwrap()));
+    let gate = Arc::new(exec.join().unwrap());
     let (tell, calls) = mpsc::channel();
     let receiver = gate.clone();
     std::thread::spawn(move || {

@@ -79,7 +79,7 @@ fn an_ordinary_program_greets_and_runs() {
         links.sort();
         links
     };
-    let pagemap = format!("/proc/{}/pagemap", program.pid());
+    let pagemap = format!("/proc/{0}/task/{0}/pagemap", program.pid());
     assert_eq!(links(&task), [pagemap.as_str(), "anon_inode", "socket"]);
     // The program closes its own when it has heard that the agent runs.
     let deadline = Instant::now() + mini::PATIENCE;
@@ -125,7 +125,7 @@ fn a_retired_agent_leaves_the_program_alone() {
     let pager = Pager::new();
     let (mut program, target, start) = start(&pager, 8);
     assert_eq!(target.evict(&[run(start, 8)]), all(8));
-    target.send(Order::Retire);
+    target.send(Order::Retire { status: 3 });
     assert!(target.ended());
     assert_eq!(program.ask("check"), "intact");
     let Target { conn, service, .. } = target;

@@ -197,7 +197,9 @@ fn sandboxes_work_inside() {
     };
     assert_eq!(inside(&["unshare", "-Ur", "sh", "-c", "(id -u)"]), "0\n");
     let sandbox = ["bwrap", "--ro-bind", "/", "/", "--unshare-all", "--proc", "/proc", "--dev", "/dev"];
-    assert_eq!(inside(&[&sandbox[..], &["sh", "-c", "(echo $$)"]].concat()), "2\n");
+    // Threads of an agent take numbers of the new namespace, too.
+    let number: u32 = inside(&[&sandbox[..], &["sh", "-c", "(echo $$)"]].concat()).trim().parse().unwrap();
+    assert!((2..10).contains(&number), "{number}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use log::debug;
+use vswap_sys::process;
 use vswap_sys::seccomp::{Notification, Reply};
 use vswap_wire as wire;
 
@@ -68,6 +69,9 @@ impl Server {
     /// Nobody in there can execute a call for its caller.
     pub(super) fn let_go(&mut self, ticket: Ticket) -> Answer {
         if let Some(call) = self.calls.remove(&ticket) {
+            if let Ok(status) = process::status(call.tid) {
+                self.shared.untold.begin(call.tid, status.tgid, call.nr);
+            }
             self.reply(call, Reply::Continue);
         }
         Answer::Refused

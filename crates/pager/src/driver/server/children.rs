@@ -29,6 +29,17 @@ impl Server {
     }
 
     /// The agent of a forked child has come: it gets the descriptor that FORK brought.
+    /// Lets the agent of a forked child go on, once what it inherited was compared, and what it did without an agent is over.
+    pub(super) fn let_agent_in(&mut self) {
+        if self.greeting.is_some()
+            && self.space.verified()
+            && !self.shared.untold.under_way(self.pid())
+            && let Some(agent) = self.greeting.take()
+        {
+            self.welcome(agent);
+        }
+    }
+
     pub(super) fn welcome(&mut self, agent: Agent) {
         let staging = agent.staging..agent.staging + wire::BATCH_PAGES as u64 * PAGE;
         let accepted = match self.port.uffd.register(staging, RegisterMode::WP) {
