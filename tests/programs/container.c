@@ -1,9 +1,10 @@
 // Runs a program behind a seccomp filter that answers as Docker's default one does to what vswap might use.
 //
-//     container [ptrace] CMD [ARGS]...
+//     container [ptrace|untraced] CMD [ARGS]...
 //
 // The calls are those that the default profile (profiles/seccomp/default.json in github.com/moby/moby) refuses to a container
-// without added capabilities; `ptrace` allows what it allows with CAP_SYS_PTRACE. Capabilities are the caller's business.
+// without added capabilities; `ptrace` allows what it allows with CAP_SYS_PTRACE;
+// `untraced` refuses ptrace too, as that profile does before Linux 4.8. Capabilities are the caller's business.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/audit.h>
@@ -26,11 +27,14 @@
 int main(int argc, char **argv)
 {
 	int traces = argc > 1 && strcmp(argv[1], "ptrace") == 0;
-	if (argc < 2 + traces)
+	int untraced = argc > 1 && strcmp(argv[1], "untraced") == 0;
+	char **command = argv + 1 + (traces || untraced);
+	if (!*command)
 		return 2;
 	struct sock_filter filter[] = {
 		LOAD(nr),
 		IF(SYS_userfaultfd, REFUSE(EPERM)),
+		IF(SYS_ptrace, untraced ? REFUSE(EPERM) : ALLOW),
 		IF(SYS_kcmp, traces ? ALLOW : REFUSE(EPERM)),
 		IF(SYS_process_madvise, traces ? ALLOW : REFUSE(EPERM)),
 		IF(SYS_pidfd_getfd, traces ? ALLOW : REFUSE(EPERM)),
@@ -56,7 +60,7 @@ int main(int argc, char **argv)
 		perror("container: seccomp");
 		return 2;
 	}
-	execvp(argv[1 + traces], argv + 1 + traces);
-	perror(argv[1 + traces]);
+	execvp(*command, command);
+	perror(*command);
 	return 127;
 }

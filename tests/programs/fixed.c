@@ -8,18 +8,25 @@
 //   rest    sleeps for a second
 //   wait    a child, made by the bare system call, waits for a second in epoll_wait, which must not be interrupted, and then
 //           fills and verifies memory of its own
+//   strict  a child, made by the bare system call, may only read and write for a second, on pain of death (seccomp's strict mode)
+//   alone   enters a user namespace, for which it must be the only thread
 // Prints "ok" and exits with 0, or says what is wrong and exits with 1.
 #define _GNU_SOURCE
 #include <errno.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+// SECCOMP_MODE_STRICT; musl comes without the header.
+#define STRICT 1
 
 static size_t mib;
 
@@ -101,6 +108,24 @@ static void waiting_child(void) {
     reap(child);
 }
 
+static void strict_child(void) {
+    int end[2];
+    char byte;
+    if (pipe(end))
+        wrong("pipe");
+    pid_t child = make(1);
+    if (child == 0) {
+        close(end[1]);
+        if (prctl(PR_SET_SECCOMP, STRICT))
+            wrong("strict mode");
+        syscall(SYS_exit, read(end[0], &byte, 1) != 0);
+    }
+    close(end[0]);
+    sleep(1); // for the agent to come
+    close(end[1]);
+    reap(child);
+}
+
 int main(int argc, char **argv) {
     if (argc < 2 || (mib = strtoul(argv[1], 0, 10)) == 0)
         wrong("usage");
@@ -112,7 +137,12 @@ int main(int argc, char **argv) {
             sleep(1);
         else if (!strcmp(argv[at], "wait"))
             waiting_child();
-        else if (!strcmp(argv[at], "exec")) {
+        else if (!strcmp(argv[at], "strict"))
+            strict_child();
+        else if (!strcmp(argv[at], "alone")) {
+            if (unshare(CLONE_NEWUSER))
+                wrong("unshare");
+        } else if (!strcmp(argv[at], "exec")) {
             verify(memory, 0);
             argv[at] = argv[1];
             argv[at - 1] = argv[0];

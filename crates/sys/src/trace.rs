@@ -5,6 +5,8 @@
 //! The way of working is that of CRIU's parasite (`compel`): seize without a signal, run system calls at an instruction
 //! that is there anyway, put every register back. See ptrace(2).
 
+mod borrowed;
+
 use std::io;
 use std::marker::PhantomData;
 use std::ptr::null_mut;
@@ -14,13 +16,18 @@ use libc::c_void;
 
 use crate::Errno;
 use crate::errno::last;
-use crate::process::{self, Remote};
+use crate::process;
+
+pub use borrowed::Borrowed;
 
 const GET_SIGNAL_MASK: libc::c_uint = 0x420a;
 const SET_SIGNAL_MASK: libc::c_uint = 0x420b;
 const GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
+const GET_DISPATCH_CONFIGURATION: libc::c_uint = 0x4211;
 
 const EVENT_STOP: i32 = 128;
+/// With these a call that the stop of its process interrupted asks to be made again; no program ever sees them.
+const RESTARTS: std::ops::RangeInclusive<i64> = -516..=-512;
 /// What `PTRACE_O_TRACESYSGOOD` adds to SIGTRAP.
 const SYSCALL_MARK: i32 = 0x80;
 /// The code segment of 64-bit programs.
@@ -70,13 +77,17 @@ pub enum Resume {
 ///
 /// `ECHILD`: this thread has no tracee any more that could stop; it was killed, or its process has ended.
 pub fn wait() -> io::Result<(u32, Stop)> {
+    wait_for(libc::P_ALL, 0)
+}
+
+fn wait_for(kind: libc::idtype_t, id: u32) -> io::Result<(u32, Stop)> {
     loop {
         // SAFETY: plain integers, for which zero is valid.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         let options = libc::WSTOPPED | libc::__WALL | libc::__WNOTHREAD;
         // SAFETY: `info` is live for the call, and for a wait that succeeded these are the members that it has set.
         let (pid, status) = unsafe {
-            if libc::waitid(libc::P_ALL, 0, &raw mut info, options) != 0 {
+            if libc::waitid(kind, id, &raw mut info, options) != 0 {
                 match last() {
                     libc::EINTR => continue,
                     errno => return Err(io::Error::from_raw_os_error(errno)),
@@ -239,6 +250,22 @@ impl Tracee {
         }
     }
 
+    /// Whether its system calls may come back to it as signals (`PR_SET_SYSCALL_USER_DISPATCH`).
+    fn dispatches_calls(&self) -> io::Result<bool> {
+        #[repr(C)]
+        #[derive(Default)]
+        struct Configuration {
+            mode: u64,
+            selector: u64,
+            offset: u64,
+            length: u64,
+        }
+        let mut answer = Configuration::default();
+        let size = size_of::<Configuration>();
+        self.request(GET_DISPATCH_CONFIGURATION, size, (&raw mut answer).cast())?;
+        Ok(answer.mode != 0)
+    }
+
     /// Has the stopped thread make one system call at the instruction `gadget`, with registers `base` otherwise, and
     /// returns what it returned. A thread that the call made has stopped or will, and is traced.
     ///
@@ -251,6 +278,22 @@ impl Tracee {
 
     /// As [`Tracee::call`]; says which thread the call has made.
     fn call_noting(
+        &self,
+        base: &Registers,
+        gadget: u64,
+        number: i64,
+        args: [u64; 6],
+        made: &mut u32,
+    ) -> io::Result<i64> {
+        loop {
+            let value = self.call_once(base, gadget, number, args, made)?;
+            if !RESTARTS.contains(&value) {
+                return Ok(value);
+            }
+        }
+    }
+
+    fn call_once(
         &self,
         base: &Registers,
         gadget: u64,
@@ -294,22 +337,16 @@ impl Tracee {
     /// `ECHILD`: it was killed.
     pub fn first_registers(&self) -> io::Result<Registers> {
         loop {
-            // Its stop may have been seen while another was waited for.
             match self.registers() {
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => wait()?,
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => self.wait_for_own()?,
                 result => return result,
             };
         }
     }
 
-    /// The next stop of this thread. A thread that it has made stays where it stops.
+    /// The next stop of this thread, and of no other that is traced: it may end alone.
     fn wait_for_own(&self) -> io::Result<Stop> {
-        loop {
-            match wait()? {
-                (tid, stop) if tid == self.tid => return Ok(stop),
-                _ => {}
-            }
-        }
+        wait_for(libc::P_PID, self.tid).map(|(_, stop)| stop)
     }
 
     /// Lets it go for good, from a stop; with [`Stop::Group`] in force it stays stopped.
@@ -324,7 +361,7 @@ impl Tracee {
 
     fn request(&self, request: libc::c_uint, addr: usize, data: *mut c_void) -> io::Result<()> {
         // SAFETY: the requests used here store at `data`, or read from there, as much as the callers' live variables
-        // hold (for the two masks and the sequence `addr` says how much), or take `data` as a number. What they
+        // hold (for masks and configurations `addr` says how much), or take `data` as a number. What they
         // change belongs to another process.
         match unsafe { libc::ptrace(request, self.tid as libc::pid_t, addr, data) } {
             -1 => Err(io::Error::from_raw_os_error(last())),
@@ -340,114 +377,6 @@ impl Drop for Tracee {
         let mut traced = traced();
         if let Some(at) = traced.iter().position(|&process| process == self.process) {
             traced.swap_remove(at);
-        }
-    }
-}
-
-/// What a thread was doing when it was stopped with [`Stop::Interrupted`], to be put back whatever happens.
-///
-/// All its signals are blocked meanwhile; the call that was interrupted, if one was, is restarted by the kernel as after
-/// any stop. If we are killed before, so is the process: it must not run on with our registers.
-#[derive(Debug)]
-pub struct Borrowed {
-    tracee: Tracee,
-    registers: Registers,
-    mask: u64,
-    /// The restartable sequence the thread is in: where that is kept, and what was there. The kernel forgets it when it
-    /// finds the thread elsewhere.
-    sequence: Option<(u64, [u8; 8])>,
-    returned: bool,
-}
-
-impl Borrowed {
-    /// Takes over a thread that stands still interrupted.
-    ///
-    /// # Errors
-    ///
-    /// `ENOEXEC`: it runs 32-bit code at the moment; those of tracing. It is let go then.
-    pub fn new(tracee: Tracee) -> io::Result<Self> {
-        let registers = tracee.registers()?;
-        if registers.cs != CODE_64 {
-            return Err(io::Error::from_raw_os_error(libc::ENOEXEC));
-        }
-        let mut sequence = None;
-        if let Some(place) = tracee.rseq_place()? {
-            let mut address = [0; 8];
-            // Where it cannot be read the kernel could not read it either.
-            if process::read_memory(tracee.tid, place, &mut address).is_ok() && address != [0; 8] {
-                sequence = Some((place, address));
-            }
-        }
-        let mask = tracee.signal_mask()?;
-        tracee.bind()?;
-        tracee.set_signal_mask(u64::MAX)?;
-        Ok(Self { tracee, registers, mask, sequence, returned: false })
-    }
-
-    /// See [`Tracee::call`].
-    ///
-    /// # Errors
-    ///
-    /// Those of tracing.
-    pub fn call(&self, gadget: u64, number: i64, args: [u64; 6]) -> io::Result<i64> {
-        self.tracee.call(&self.registers, gadget, number, args)
-    }
-
-    /// Has the thread make another one, that shares memory, signal handlers and nothing else with it, blocks all signals,
-    /// and stands still where its first instruction would be, behind the one at `gadget`; it is traced.
-    ///
-    /// # Errors
-    ///
-    /// Those of tracing, and those of the call.
-    pub fn make_thread(&self, gadget: u64, stack_top: u64) -> io::Result<Tracee> {
-        let flags = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
-        let args = [flags as u64, stack_top, 0, 0, 0, 0];
-        let mut made = 0;
-        let value = self.tracee.call_noting(&self.registers, gadget, libc::SYS_clone, args, &mut made)?;
-        returned(value).map_err(io::Error::from_raw_os_error)?;
-        Ok(Tracee::noted(made, self.tracee.process, &mut traced()))
-    }
-
-    /// Puts everything back and lets the thread go.
-    ///
-    /// # Errors
-    ///
-    /// Those of tracing: it was killed.
-    pub fn give_back(mut self) -> io::Result<()> {
-        self.put_back()
-    }
-
-    fn put_back(&mut self) -> io::Result<()> {
-        self.returned = true;
-        // An interrupted call is restarted only on the way out of this kind of stop.
-        self.tracee.interrupt()?;
-        let mut signal = 0;
-        loop {
-            self.tracee.resume(Resume::Run(signal))?;
-            signal = match self.tracee.wait_for_own()? {
-                Stop::Interrupted | Stop::Group => break,
-                stop => {
-                    // Which took the place of the one that was asked for.
-                    self.tracee.interrupt()?;
-                    if let Stop::Signal(signal) = stop { signal } else { 0 }
-                }
-            };
-        }
-        self.tracee.set_registers(&self.registers)?;
-        self.tracee.set_signal_mask(self.mask)?;
-        if let Some((place, address)) = &self.sequence {
-            let parts = [Remote { address: *place, bytes: address }];
-            process::write_memory(self.tracee.tid, &parts)?;
-        }
-        self.tracee.request(libc::PTRACE_DETACH, 0, null_mut())
-    }
-}
-
-impl Drop for Borrowed {
-    fn drop(&mut self) {
-        if !self.returned {
-            // It fails when it was killed; then nothing is left to put back.
-            let _ = self.put_back();
         }
     }
 }

@@ -184,8 +184,19 @@ impl GateKeeper {
         }
     }
 
-    /// The agent leaves before its process enters a user namespace.
+    /// The agent leaves before its process enters a user namespace; first it has to come, if it is about to.
     fn pass_alone(&mut self, call: Notification) {
+        if self.is_being_entered(call.tid) {
+            return self.waiting.push(Waiting::new(call, For::Agent));
+        }
+        self.send_agent_off(call);
+    }
+
+    fn is_being_entered(&mut self, tid: u32) -> bool {
+        self.process_of(tid).is_ok_and(|pid| self.entrance.is_inside(pid))
+    }
+
+    fn send_agent_off(&mut self, call: Notification) {
         if let Whose::Of(tenant) = self.tenant_of(call.tid) {
             let idle = tenant.idle.lock();
             let errand = self.errands.iter().find(|errand| errand.tenant.id == tenant.id);

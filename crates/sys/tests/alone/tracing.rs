@@ -1,5 +1,6 @@
 //! Tracing: a child that is borrowed for a system call notices nothing of it.
 
+use std::sync::mpsc::TryRecvError;
 use std::time::{Duration, Instant};
 
 use rustix::fd::AsFd;
@@ -16,6 +17,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("tracing_given_up_half_way_puts_everything_back", tracing_given_up_half_way_puts_everything_back),
     ("tracing_sees_an_exec_and_one_that_fails", tracing_sees_an_exec_and_one_that_fails),
     ("tracing_ends_with_the_tracee", tracing_ends_with_the_tracee),
+    ("tracing_goes_on_through_stops", tracing_goes_on_through_stops),
+    ("tracing_leaves_alone_who_dispatches_its_calls", tracing_leaves_alone_who_dispatches_its_calls),
     ("tracing_keeps_its_stops_from_the_parent", tracing_keeps_its_stops_from_the_parent),
 ];
 
@@ -96,7 +99,7 @@ fn signal_lines(child: u32) -> Vec<String> {
     let status = std::fs::read_to_string(format!("/proc/{child}/status")).unwrap();
     status
         .lines()
-        .filter(|line| line.starts_with("Sig") || line.starts_with("Shd"))
+        .filter(|line| !line.starts_with("SigQ") && (line.starts_with("Sig") || line.starts_with("Shd")))
         .map(str::to_owned)
         .collect()
 }
@@ -139,7 +142,6 @@ fn make_and_end_a_thread(child: u32) {
     let borrowed = Borrowed::new(stopped(child)).unwrap();
     // It stands still before it uses a stack.
     let thread = borrowed.make_thread(gadget(child), 0x1000).unwrap();
-    borrowed.give_back().unwrap();
     let registers = thread.first_registers().unwrap();
     assert_eq!((registers.rax, registers.rsp), (0, 0x1000));
     let answer = thread.call(&registers, gadget(child), libc::SYS_gettid, [0; 6]).unwrap();
@@ -148,8 +150,9 @@ fn make_and_end_a_thread(child: u32) {
     let mut threads = Vec::new();
     process::threads(child, &mut threads).unwrap();
     assert_eq!(threads.len(), 2);
-    // The call that ends it never returns.
+    // The call that ends it never returns; the one that stands still is not waited for.
     assert!(thread.call(&registers, gadget(child), libc::SYS_exit, [0; 6]).is_err());
+    borrowed.give_back().unwrap();
 }
 
 fn tracing_given_up_half_way_puts_everything_back() {
@@ -202,6 +205,61 @@ fn tracing_ends_with_the_tracee() {
     assert!(matches!(call.unwrap_err().raw_os_error(), Some(libc::ESRCH | libc::ECHILD)));
     drop(borrowed);
     assert!(!process::wait(child).unwrap().success(), "its end is its parent's to see");
+}
+
+fn tracing_goes_on_through_stops() {
+    const THREADS: usize = 300;
+    let (out, into) = rustix::pipe::pipe().unwrap();
+    let child = process::fork_with(|| i32::from(rustix::io::read(&out, &mut [0]) != Ok(1))).unwrap();
+    sleeps_in(child, libc::SYS_read);
+    // Closed by the end of the thread that traces, whatever that is.
+    let (going_on, over) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while over.try_recv() == Err(TryRecvError::Empty) {
+                process::kill(child, libc::SIGSTOP).unwrap();
+                process::kill(child, libc::SIGCONT).unwrap();
+            }
+        });
+        // A thread without children waits for tracees alone.
+        scope.spawn(move || {
+            let _going_on = going_on;
+            for _ in 0..THREADS {
+                let tracee = Tracee::seize(child).unwrap();
+                tracee.interrupt().unwrap();
+                while wait().unwrap() != (child, Stop::Interrupted) {
+                    tracee.interrupt().unwrap();
+                    tracee.resume(Resume::Run(0)).unwrap();
+                }
+                let borrowed = Borrowed::new(tracee).unwrap();
+                let thread = borrowed.make_thread(gadget(child), 0x1000).expect("whatever stops the process");
+                borrowed.give_back().unwrap();
+                let registers = thread.first_registers().unwrap();
+                assert!(thread.call(&registers, gadget(child), libc::SYS_exit, [0; 6]).is_err());
+            }
+        });
+    });
+    process::kill(child, libc::SIGCONT).unwrap();
+    rustix::io::write(into.as_fd(), &[7]).unwrap();
+    succeeds(child);
+}
+
+fn tracing_leaves_alone_who_dispatches_its_calls() {
+    const SET_DISPATCH: libc::c_int = 59;
+    let (out, into) = rustix::pipe::pipe().unwrap();
+    let selector = 0_u8;
+    let child = process::fork_with(|| {
+        // SAFETY: from now on a system call of this thread is a signal, if the selector, which lives, says so.
+        let set = unsafe { libc::prctl(SET_DISPATCH, 1, 0_u64, 0_u64, &raw const selector) };
+        i32::from(set != 0 || rustix::io::read(&out, &mut [0]) != Ok(1))
+    })
+    .unwrap();
+    sleeps_in(child, libc::SYS_read);
+    let refused = Borrowed::new(stopped(child)).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EOPNOTSUPP));
+    sleeps_in(child, libc::SYS_read);
+    rustix::io::write(into.as_fd(), &[7]).unwrap();
+    succeeds(child);
 }
 
 fn tracing_keeps_its_stops_from_the_parent() {

@@ -39,11 +39,11 @@ fn session(leader: u32) -> Vec<u32> {
     processes.filter(of_it).collect()
 }
 
-const KILL: &str = "signal=SIGKILL";
+pub(crate) const KILL: &str = "signal=SIGKILL";
 
 /// Runs the program, has its pager die there, and sees to it that nothing is left and nothing was wrong; what was said.
 #[track_caller]
-fn dies_at(call: &str, nth: &str, what: &str, words: &[&str], ready: &Path) -> String {
+pub(crate) fn dies_at(call: &str, nth: &str, what: &str, words: &[&str], ready: &Path) -> String {
     let mut command = Command::new("setsid");
     command.args([env!("CARGO_BIN_EXE_vswap"), "run", "--quiet", "-m", "32M", "--pool-max", "8M", "--"]);
     command.args(words).env_remove("VSWAP_SESSION").env_remove("LD_PRELOAD");

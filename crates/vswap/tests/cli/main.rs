@@ -8,6 +8,7 @@ mod control;
 mod corruption;
 mod deaths;
 mod ends;
+mod entering;
 mod fix;
 mod full;
 mod gate;

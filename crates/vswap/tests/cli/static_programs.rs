@@ -1,48 +1,19 @@
-//! Programs without a dynamic loader: as CMD, as children, with children of their own, under a debugger.
+//! Programs without a dynamic loader: as CMD, as children, with children of their own; of C, of Go, of a shell.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::harness::{
-    PATIENCE, Scratch, assert_code, collect_within, compiled, is_root, output, program, quiet, run, stderr,
-    stdout, vswap,
+    PATIENCE, Scratch, assert_code, collect_within, compiled, output, program, quiet, stderr, stdout, vswap,
 };
 
-/// A program without a loader: sleeps for this many seconds, then `exit(7)`.
-fn static_program(seconds: u64) -> Vec<u8> {
-    let mut elf = vec![0_u8; 0x80];
-    elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-    elf[16] = 2; // ET_EXEC
-    elf[18] = 62; // x86-64
-    elf[20] = 1;
-    elf[24..32].copy_from_slice(&0x40_0078_u64.to_le_bytes()); // entry
-    elf[32] = 64; // program headers
-    elf[52] = 64;
-    elf[54] = 56;
-    elf[56] = 1;
-    elf[64] = 1; // PT_LOAD
-    elf[68] = 5; // r-x
-    elf[80..88].copy_from_slice(&0x40_0000_u64.to_le_bytes());
-    elf[88..96].copy_from_slice(&0x40_0000_u64.to_le_bytes());
-    elf.truncate(0x78);
-    // lea rdi, [rip + 28]; xor esi, esi; mov eax, 35 (nanosleep); syscall
-    elf.extend_from_slice(&[0x48, 0x8d, 0x3d, 28, 0, 0, 0, 0x31, 0xf6, 0xb8, 35, 0, 0, 0, 0x0f, 0x05]);
-    // mov edi, 7; mov eax, 60 (exit); syscall; and the time follows, aligned
-    elf.extend_from_slice(&[0xbf, 7, 0, 0, 0, 0xb8, 60, 0, 0, 0, 0x0f, 0x05]);
-    elf.resize(0x78 + 35, 0x90);
-    elf.extend_from_slice(&seconds.to_le_bytes());
-    elf.extend_from_slice(&[0; 8]);
-    let size = (elf.len() as u64).to_le_bytes();
-    elf[96..104].copy_from_slice(&size);
-    elf[104..112].copy_from_slice(&size);
-    elf[113] = 0x10; // alignment 0x1000
-    elf
-}
+/// Of 64 MiB, and the least that there is.
+const HALF: &str = "32M";
+const QUARTER: &str = "16M";
 
 /// `tests/programs/fixed.c` by this compiler, linked statically.
-fn built(dir: &Scratch, compiler: &str) -> PathBuf {
+pub(crate) fn built(dir: &Scratch, compiler: &str) -> PathBuf {
     let binary = dir.file(compiler);
     let status =
         Command::new(compiler).args(["-O2", "-static", "-o"]).arg(&binary).arg(program("fixed.c")).status();
@@ -50,11 +21,11 @@ fn built(dir: &Scratch, compiler: &str) -> PathBuf {
     binary
 }
 
-/// Runs it within half the memory of one process, and gives the summary. All is right, and `paged` programs were paged.
-fn paged_within_half(dir: &Scratch, words: &[&str], paged: u64) -> serde_json::Value {
+/// Runs it within at most half the memory of one process, and gives the summary. All is right, and `paged` programs were paged.
+pub(crate) fn paged_within(limit: &str, dir: &Scratch, words: &[&str], paged: u64) -> serde_json::Value {
     let json = dir.file("run.json");
     let mut command = vswap();
-    command.args(["run", "--memory", "32M", "--quiet", "--json"]).arg(&json).args(words);
+    command.args(["run", "--memory", limit, "--quiet", "--json"]).arg(&json).args(words);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     // Each page leaves and comes back several times.
     let done = collect_within(6 * PATIENCE, command.spawn().unwrap());
@@ -70,13 +41,17 @@ fn paged_within_half(dir: &Scratch, words: &[&str], paged: u64) -> serde_json::V
 }
 
 /// The same, and the agent was put into each of them.
-fn within_half(dir: &Scratch, words: &[&str], paged: u64) -> serde_json::Value {
-    let summary = paged_within_half(dir, words, paged);
+fn within(limit: &str, dir: &Scratch, words: &[&str], paged: u64) -> serde_json::Value {
+    let summary = paged_within(limit, dir, words, paged);
     assert!(summary["entered"].as_u64().unwrap() >= paged, "{summary}");
     summary
 }
 
-fn text(path: &Path) -> &str {
+fn within_half(dir: &Scratch, words: &[&str], paged: u64) -> serde_json::Value {
+    within(HALF, dir, words, paged)
+}
+
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -84,8 +59,71 @@ fn text(path: &Path) -> &str {
 fn a_static_program_is_paged_like_any_other() {
     let dir = Scratch::new();
     for compiler in ["cc", "musl-gcc"] {
-        within_half(&dir, &[text(&built(&dir, compiler)), "64", "rest"], 1);
+        for limit in [HALF, QUARTER] {
+            within(limit, &dir, &[text(&built(&dir, compiler)), "64", "rest"], 1);
+        }
     }
+}
+
+#[test]
+fn a_go_program_and_its_child_are_paged() {
+    let dir = Scratch::new();
+    let binary = dir.file("collected");
+    let mut compiler = Command::new("go");
+    compiler.arg("build").arg("-o").arg(&binary).arg(program("collected.go"));
+    compiler.env("CGO_ENABLED", "0").env("GO111MODULE", "off").env("GOCACHE", dir.file("cache"));
+    assert!(compiler.status().expect("a Go compiler").success());
+    // With what its collector leaves for later, 64 MiB of data are about 128.
+    for limit in ["64M", "32M"] {
+        within(limit, &dir, &[text(&binary), "64"], 2);
+    }
+}
+
+/// A shell without a loader, whose forks nobody's hook sees, and whose commands are itself executed anew.
+const SHELL: &str = r#"
+busybox awk 'BEGIN { for (i = 0; i < 300000; i++) a[i] = i * 7 "-"; for (i in a) n += length(a[i]); print n }'
+for word in a b c; do list="$list $(echo $word | busybox tr abc ABC | (read x; echo "<$x>"))"; done
+echo $list
+busybox seq 20000 | busybox sort -nr | busybox sed 's/7/seven/' | busybox md5sum
+(exit 3) || echo ok $?
+"#;
+
+#[test]
+fn a_static_shell_and_its_pipelines_are_right_and_paged() {
+    let plain = output(Command::new("busybox").args(["sh", "-c", SHELL]));
+    assert_code(&plain, 0);
+    let dir = Scratch::new();
+    let json = dir.file("run.json");
+    let mut command = vswap();
+    command.args(["run", "--memory", "16M", "--quiet", "--json"]).arg(&json);
+    command.args(["busybox", "sh", "-c", SHELL]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let done = collect_within(6 * PATIENCE, command.spawn().unwrap());
+    assert_code(&done, 0);
+    assert_eq!(stdout(&done), stdout(&plain));
+    let run: serde_json::Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    let number = |key: &str| run["summary"][key].as_u64().unwrap();
+    // The shell itself and what has most to do; the others may have ended before.
+    assert!(number("entered") >= 2 && number("evictions") > 1024, "{run}");
+}
+
+#[test]
+fn a_program_with_as_many_files_as_it_may_have_is_paged() {
+    let dir = Scratch::new();
+    let program = built(&dir, "cc");
+    let script = "exec 3<&0 4<&0 5<&0 6<&0 7<&0; ulimit -n 8; exec \"$0\" 64 rest raw";
+    // The shell, which is not one of them, has its agent from before.
+    within_half(&dir, &["sh", "-c", script, text(&program)], 2);
+}
+
+#[test]
+fn a_static_program_may_enter_a_user_namespace_at_once() {
+    // Its agent is on its way by then, and has to come before it can leave.
+    let dir = Scratch::new();
+    let program = built(&dir, "cc");
+    let script = "for i in $(seq 30); do \"$0\" 1 alone || exit; done";
+    let done = output(quiet().args(["sh", "-c", script, text(&program)]));
+    assert_code(&done, 0);
+    assert_eq!(stdout(&done), "ok\n".repeat(30), "{}", stderr(&done));
 }
 
 #[test]
@@ -127,127 +165,4 @@ fn a_program_that_knows_nothing_of_us_is_paged() {
     let dir = Scratch::new();
     let program = compiled(&dir, "fixed.c");
     within_half(&dir, &["env", "-i", text(&program), "64", "rest"], 1);
-}
-
-#[test]
-fn a_static_program_that_leaves_at_once_is_no_race() {
-    let dir = Scratch::new();
-    let program = dir.program("static", &static_program(0));
-    for _ in 0..20 {
-        assert_code(&run(&[text(&program)]), 7);
-    }
-    assert_code(&run(&["--allow-unpaged", text(&program)]), 7);
-}
-
-#[test]
-fn who_cannot_see_the_library_is_named() {
-    assert!(is_root(), "roots are changed by root");
-    let dir = Scratch::new();
-    built(&dir, "cc");
-    let json = dir.file("run.json");
-    let mut command = quiet();
-    command.arg("--json").arg(&json).args(["chroot", text(dir.path()), "/cc", "8", "rest"]);
-    let done = output(&mut command);
-    assert_code(&done, 0);
-    assert_eq!(stdout(&done), "ok\n");
-    let run: serde_json::Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
-    let unpaged = run["summary"]["unpaged"].as_array().unwrap();
-    let named = |process: &serde_json::Value| {
-        process["name"] == "cc" && process["reason"].as_str().unwrap().contains("chroot")
-    };
-    assert!(unpaged.iter().any(named), "{unpaged:?}");
-}
-
-/// Whether a summary names this program as unpaged because of a debugger.
-fn is_left_to_its_debugger(summary: &serde_json::Value, name: &str) -> bool {
-    let named = |process: &serde_json::Value| {
-        process["name"] == name && process["reason"].as_str().unwrap().contains("debugger")
-    };
-    summary["unpaged"].as_array().unwrap().iter().any(named)
-}
-
-#[test]
-fn a_dynamic_program_is_paged_under_strace() {
-    let dir = Scratch::new();
-    let (program, trace) = (compiled(&dir, "fixed.c"), dir.file("trace"));
-    paged_within_half(&dir, &["strace", "-f", "-o", text(&trace), text(&program), "64", "rest"], 1);
-    let trace = fs::read_to_string(trace).unwrap();
-    assert!(trace.contains("+++ exited with 0 +++"), "{trace}");
-}
-
-#[test]
-fn gdb_runs_dynamic_programs_paged_and_static_ones_as_they_are() {
-    let dir = Scratch::new();
-    let json = dir.file("run.json");
-    for (program, is_static) in [(compiled(&dir, "fixed.c"), false), (built(&dir, "cc"), true)] {
-        let mut command = vswap();
-        command.args(["run", "--memory", "96M", "--quiet", "--json"]).arg(&json);
-        command.args([
-            "gdb",
-            "-nx",
-            "-batch",
-            "-ex",
-            "break puts",
-            "-ex",
-            "run",
-            "-ex",
-            "bt",
-            "-ex",
-            "cont",
-            "--args",
-        ]);
-        let done = output(command.args([text(&program), "128", "rest"]));
-        assert_code(&done, 0);
-        let said = stdout(&done);
-        assert!(said.contains("in main ()") && said.contains("exited normally"), "{said} {}", stderr(&done));
-        assert!(said.contains("\nok\n"), "{said}");
-        let run: serde_json::Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
-        let summary = &run["summary"];
-        let name = program.file_name().unwrap().to_str().unwrap();
-        assert_eq!(is_left_to_its_debugger(summary, name), is_static, "{summary}");
-        assert!(is_static || summary["evictions"].as_u64().unwrap() > 8192, "{summary}");
-    }
-}
-
-#[test]
-fn a_debugger_keeps_its_static_program() {
-    let dir = Scratch::new();
-    let (program, trace) = (dir.program("traced", &static_program(2)), dir.file("trace"));
-    let json = dir.file("run.json");
-    let mut command = quiet();
-    command.arg("--json").arg(&json).args(["strace", "-o", text(&trace), text(&program)]);
-    assert_code(&output(&mut command), 7);
-    let trace = fs::read_to_string(trace).unwrap();
-    let calls: Vec<&str> = trace.lines().filter_map(|line| line.split('(').next()).collect();
-    assert_eq!(calls, ["execve", "nanosleep", "exit", "+++ exited with 7 +++"], "{trace}");
-    let run: serde_json::Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
-    assert!(is_left_to_its_debugger(&run["summary"], "traced"), "{run}");
-}
-
-#[test]
-fn a_set_user_id_program_runs_with_its_rights_and_is_named() {
-    // Only root can make such a file, and see a difference.
-    if !is_root() {
-        return;
-    }
-    let dir = Scratch::new();
-    let program = dir.program("other", &static_program(1));
-    std::os::unix::fs::chown(&program, Some(12345), None).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
-    let json = dir.file("run.json");
-    let script = "\"$0\" & sleep 0.5; grep ^Uid: /proc/$!/status; wait $!; exit $(($? + 1))";
-    let mut command = quiet();
-    command.arg("--json").arg(&json).args(["sh", "-c", script]).arg(&program);
-    let done = output(&mut command);
-    assert_code(&done, 8);
-    assert_eq!(
-        stdout(&done).split_whitespace().collect::<Vec<_>>(),
-        ["Uid:", "0", "12345", "12345", "12345"]
-    );
-    let run: serde_json::Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
-    let unpaged = run["summary"]["unpaged"].as_array().unwrap();
-    let named = |process: &serde_json::Value| {
-        process["name"] == "other" && process["reason"].as_str().unwrap().contains("set-user-id")
-    };
-    assert!(unpaged.iter().any(named), "{unpaged:?}");
 }

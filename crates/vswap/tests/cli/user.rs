@@ -171,6 +171,21 @@ fn privileges_are_renounced_for_the_gate_unless_the_user_wants_them() {
 }
 
 #[test]
+fn who_may_only_read_and_write_is_left_alone() {
+    // In seccomp's strict mode, which there is where there is no gate, a call for us would kill.
+    let place = Place::new();
+    let (program, json) = (crate::static_programs::built(&place.dir, "cc"), place.home().join("run.json"));
+    let mut command = place.vswap_with("-all,+sys_ptrace");
+    command.args(["run", "--quiet", "--allow-new-privs", "--memory", "64M", "--json"]).arg(&json);
+    let done = output(command.arg(program).args(["8", "strict"]));
+    assert_code(&done, 0);
+    assert_eq!(stdout(&done), "ok\n", "{}", stderr(&done));
+    let figures: Value = serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
+    let unpaged = figures["summary"]["unpaged"].to_string();
+    assert!(unpaged.contains("system-call filter"), "{unpaged}");
+}
+
+#[test]
 fn redis_saves_while_it_is_written_to() {
     let place = Place::new();
     let (script, json) = (readable(&place, "redis.py"), place.home().join("run.json"));

@@ -13,6 +13,9 @@ use super::enter::Way;
 use super::image::Image;
 use crate::Executable;
 
+/// The mode in which nothing but `read`, `write` and `exit` is left to a thread, on pain of death.
+const STRICT: u32 = 1;
+
 /// What to do about a process that has no agent.
 #[derive(Debug)]
 pub enum Verdict {
@@ -40,7 +43,7 @@ pub fn assess(pid: u32, image: &Image, filters: u32) -> io::Result<Verdict> {
     if Auxiliary::of(pid)?.get(libc::AT_SECURE).is_some_and(|secure| secure != 0) {
         return never("it is set-user-id, set-group-id or has been given capabilities");
     }
-    if status.seccomp_filters > filters {
+    if status.seccomp == STRICT || status.seccomp_filters > filters {
         return never("it has no agent, and a system-call filter of its own that might not let one in");
     }
     if let Some(base) = library(pid, image)? {

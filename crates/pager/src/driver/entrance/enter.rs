@@ -5,15 +5,17 @@
 //!   stops                                                                   (a shorter stop than a
 //!   mmap: a stack                                                            SIGSTOP and a SIGCONT)
 //!   clone ──────────────────────►  stops before its first instruction
-//!   put back, let go               open, mmap …: the library, if it is      goes on
+//!                                  open, mmap …: the library, if it is
 //!                                  not there by fork
 //!                                  let go at `vswap_enter`: sets the agent
 //!                                  up as after LD_PRELOAD, and exits
+//!   put back, let go                                                        goes on
 //! ```
 //!
 //! So the program's thread makes two system calls for us and nothing else; what opens descriptors has a table of its own,
-//! of which the program sees nothing; and what goes wrong later does not concern the program. Afterwards nobody traces
-//! it: a debugger may come.
+//! of which the program sees nothing; and what goes wrong later does not concern the program. It stands still until the library
+//! is there: a program that keeps a processor busy would have us wait for that one at each of a hundred steps.
+//! Afterwards nobody traces it: a debugger may come.
 
 use std::io;
 
@@ -57,12 +59,13 @@ pub fn stop(tid: u32) -> io::Result<Option<Tracee>> {
     }
 }
 
-/// Sends a thread of ours into the process of `tracee`, which stands still interrupted and is let go.
+/// Sends a thread of ours into the process of `tracee`, which stands still interrupted and is let go once `made` has heard of
+/// the thread.
 ///
 /// # Errors
 ///
 /// Those of tracing, and those of what the process is made to do. The program goes on as it was in any case.
-pub fn enter(tracee: Tracee, image: &Image, way: Way) -> io::Result<()> {
+pub fn enter(tracee: Tracee, image: &Image, way: Way, made: impl FnOnce(u32)) -> io::Result<()> {
     let gadget = syscall_instruction(tracee.tid())?;
     let borrowed = Borrowed::new(tracee)?;
     let stack = borrowed.call(
@@ -85,22 +88,26 @@ pub fn enter(tracee: Tracee, image: &Image, way: Way) -> io::Result<()> {
             return Err(error);
         }
     };
-    borrowed.give_back()?;
+    made(thread.tid());
     let registers = thread.first_registers()?;
     let helper = Helper { thread, registers, gadget };
+    // The copies in its own table: the program may have as many as it may, and they keep open what it closes. Where that is
+    // refused, the next one to be opened tells.
+    helper.attempt(libc::SYS_close_range, [0, u64::from(u32::MAX), 0, 0, 0, 0])?;
     let (base, how) = match way {
         Way::Forked(base) => (base, wire::ENTER_FORKED),
         Way::Load => match helper.load(image, stack) {
             Ok(base) => (base, wire::ENTER_AFRESH),
             Err(error) => {
-                helper.call(libc::SYS_munmap, [stack, STACK, 0, 0, 0, 0])?;
+                helper.attempt(libc::SYS_munmap, [stack, STACK, 0, 0, 0, 0])?;
                 // Of which nobody returns.
-                let _ = helper.call(libc::SYS_exit, [0; 6]);
+                let _ = helper.attempt(libc::SYS_exit, [0; 6]);
                 return Err(error);
             }
         },
     };
-    helper.start(base + image.entry, [how, stack, STACK])
+    helper.start(base + image.entry, [how, stack, STACK])?;
+    borrowed.give_back()
 }
 
 /// Where the program's copy of the kernel's code has a `syscall` instruction.
@@ -121,8 +128,12 @@ struct Helper {
 
 impl Helper {
     fn call(&self, number: i64, args: [u64; 6]) -> io::Result<u64> {
-        let value = self.thread.call(&self.registers, self.gadget, number, args)?;
-        returned(value).map_err(io::Error::from_raw_os_error)
+        returned(self.attempt(number, args)?).map_err(io::Error::from_raw_os_error)
+    }
+
+    /// The same, whatever comes of the call: an error says that the thread has gone.
+    fn attempt(&self, number: i64, args: [u64; 6]) -> io::Result<i64> {
+        self.thread.call(&self.registers, self.gadget, number, args)
     }
 
     /// Maps the library and says where. `scratch` is memory to write a path to.

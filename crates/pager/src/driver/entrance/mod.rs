@@ -52,6 +52,14 @@ struct Attempt {
     before: u32,
     /// After an earlier one an agent was awaited.
     awaited: bool,
+    /// The thread of ours that sets the agent up.
+    helper: Option<u32>,
+}
+
+impl Attempt {
+    fn is_inside(&self, pid: u32) -> bool {
+        self.helper.is_some_and(|helper| process::tgkill_check(pid, helper))
+    }
 }
 
 /// What became of an attempt.
@@ -115,7 +123,20 @@ impl Entrance {
     /// Forgets processes that have gone, and those that have an agent: what they execute next is another program.
     pub fn keep_only(&self, living: &HashSet<u32>, paged: &HashSet<u32>) {
         let wanted = |pid: &u32| living.contains(pid) && !paged.contains(pid);
-        self.attempts.lock().retain(|pid, attempt| attempt.under_way || wanted(pid));
+        self.attempts
+            .lock()
+            .retain(|&pid, attempt| attempt.under_way || attempt.is_inside(pid) || wanted(&pid));
+    }
+
+    /// Whether a thread of ours is in this process, and sets its agent up.
+    pub fn is_inside(&self, pid: u32) -> bool {
+        self.attempts.lock().get(&pid).is_some_and(|attempt| attempt.is_inside(pid))
+    }
+
+    fn note_helper(&self, pid: u32, helper: u32) {
+        if let Some(attempt) = self.attempts.lock().get_mut(&pid) {
+            attempt.helper = Some(helper);
+        }
     }
 
     fn begin(&self, pid: u32) -> bool {
@@ -127,7 +148,7 @@ impl Entrance {
         }
         let before = last.map_or(0, |last| last.before + 1);
         let awaited = last.is_some_and(|last| last.awaited);
-        let attempt = Attempt { began: Instant::now(), under_way: true, before, awaited };
+        let attempt = Attempt { began: Instant::now(), under_way: true, before, awaited, helper: None };
         attempts.insert(pid, attempt);
         true
     }
@@ -147,7 +168,8 @@ impl Entrance {
 
     /// Notes that a program was executed just now, and is entered.
     fn begin_anew(&self, pid: u32) {
-        let attempt = Attempt { began: Instant::now(), under_way: true, before: 0, awaited: false };
+        let attempt =
+            Attempt { began: Instant::now(), under_way: true, before: 0, awaited: false, helper: None };
         self.attempts.lock().insert(pid, attempt);
     }
 
@@ -188,7 +210,7 @@ impl Entrance {
         let pid = tracee.tid();
         let entered = assess(pid, &self.image, self.filters).and_then(|verdict| {
             if let Verdict::Enter(way) = verdict {
-                enter::enter(tracee, &self.image, way)?;
+                enter::enter(tracee, &self.image, way, |helper| self.note_helper(pid, helper))?;
                 self.shared.meters.entered.fetch_add(1, Relaxed);
             }
             Ok(Outcome::from(verdict))

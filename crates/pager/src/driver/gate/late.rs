@@ -26,6 +26,8 @@ pub(super) enum For {
     Server,
     /// The end of the agent of this process.
     End(u32),
+    /// The agent that is being put into its process.
+    Agent,
 }
 
 /// A call that waits.
@@ -59,6 +61,10 @@ impl GateKeeper {
                     self.reply(&waiting.call, Reply::Continue);
                 }
                 For::End(_) => self.waiting.push(waiting),
+                For::Agent if waited < alone::PATIENCE && self.is_being_entered(waiting.call.tid) => {
+                    self.waiting.push(waiting);
+                }
+                For::Agent => self.send_agent_off(waiting.call),
                 For::Server => match self.tenant_of(waiting.call.tid) {
                     Whose::Of(tenant) => self.hand_over(tenant, waiting.call),
                     Whose::NotSeenYet if waited < UNSEEN => self.waiting.push(waiting),
