@@ -125,7 +125,8 @@ fn build(
         _ => Some(open_userfaultfd(config, connection).map_err(|errno| (Reason::Userfaultfd, errno))?),
     };
     // By this thread: the process's first one may have ended.
-    let pagemap = system::open(c"/proc/thread-self/pagemap", O_CLOEXEC).map_err(|errno| (Reason::Pagemap, errno))?;
+    let pagemap =
+        system::open(c"/proc/thread-self/pagemap", O_CLOEXEC).map_err(|errno| (Reason::Pagemap, errno))?;
     let (area, ring) = Area::map().map_err(|errno| (Reason::Memory, errno))?;
     let beacon = match inherited {
         Some(_) => None,
