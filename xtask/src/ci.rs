@@ -4,6 +4,7 @@
 //! every other step and every real program as one.
 
 use crate::args::Args;
+use crate::cgroup::Group;
 use crate::command::{Run, tail};
 use crate::programs::{self, PROGRAMS, Program, Scale, Setting};
 use crate::workspace;
@@ -215,6 +216,7 @@ fn real_programs() -> Result<Tally, String> {
         percent: 50,
         scale: Scale::Quick,
         scratch: workspace::scratch()?,
+        lanes: if Group::new().is_ok() { 2 } else { 1 },
     };
     let all: Vec<&Program> = PROGRAMS.iter().collect();
     let (passed, failed) = programs::run_all(&all, &setting);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// The repository's root.
 pub(crate) fn root() -> &'static Path {
@@ -74,6 +74,9 @@ pub(crate) fn python() -> Result<PathBuf, String> {
 
 /// Builds a C program from its sources (unless the result is newer than all of `inputs`) and returns it.
 fn compile(name: &str, sources: &[PathBuf], inputs: &[PathBuf], link: &[&str]) -> Result<PathBuf, String> {
+    // Two programs that run at once may be made of the same sources.
+    static COMPILER: Mutex<()> = Mutex::new(());
+    let _one = COMPILER.lock().unwrap_or_else(PoisonError::into_inner);
     let output = scratch()?.join(name);
     let modified = |p: &PathBuf| std::fs::metadata(p).and_then(|m| m.modified()).ok();
     if modified(&output)
