@@ -31,6 +31,8 @@ pub struct Config {
     pub spill: Option<Spill>,
     /// Each page in the pool has a check of 44 bits in place of 12.
     pub wide_check: bool,
+    /// The tree is ended when at least one thread waited for pages in more than this share of the last ten seconds, in percent.
+    pub max_stall: Option<u8>,
     /// The program itself may run without an agent; its children may in any case.
     pub allow_unpaged: bool,
     /// Nothing is said on standard error but why the tree was ended.

@@ -113,6 +113,8 @@ pub struct Recent {
     pub over_ms: u64,
     /// Milliseconds that threads waited for the pager, added up over threads. Counted when a wait ends.
     pub stalled_ms: u64,
+    /// Milliseconds in which at least one thread waited.
+    pub stalled_some_ms: u64,
     /// Milliseconds of them because memory was at its limit.
     pub throttled_ms: u64,
     /// Faults.

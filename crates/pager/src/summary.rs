@@ -91,6 +91,9 @@ pub struct Summary {
     pub peak_file_bytes: u64,
     /// Milliseconds that threads of the program waited for the pager, added up over threads.
     pub stalled_ms: u64,
+    /// Milliseconds in which at least one thread waited for the pager: what `some` is in Linux's pressure stall information
+    /// (Documentation/accounting/psi.rst).
+    pub stalled_some_ms: u64,
     /// Milliseconds of them spent because memory was at its limit.
     pub throttled_ms: u64,
     /// Faults that waited for over a second (each was reported with its cause).

@@ -183,6 +183,13 @@ pub(crate) struct RunOptions {
     #[arg(long)]
     pub(crate) wide_check: bool,
 
+    /// End CMD when for more than this share of the last ten seconds one of its threads has waited for pages
+    ///
+    /// For jobs that should rather fail than crawl: what needs more memory than it gets can take many times as long. The
+    /// share is that of `vswap status`, and what Linux calls `some` memory pressure. [default: never]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..100))]
+    pub(crate) max_stall: Option<u8>,
+
     /// Directory for the spill file, on a file system that is not in memory
     ///
     /// The file has no name, grows as it is needed and is gone when vswap ends. [default: the first of $TMPDIR,

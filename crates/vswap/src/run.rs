@@ -172,6 +172,7 @@ fn configure(options: &RunOptions) -> Result<(Config, Vec<String>), Failure> {
         pool_max,
         spill: decision.spill,
         wide_check: options.wide_check,
+        max_stall: options.max_stall,
         allow_unpaged: options.allow_unpaged,
         quiet: options.quiet,
     };

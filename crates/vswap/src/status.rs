@@ -65,10 +65,10 @@ fn evicted(status: &Status) -> u64 {
     now.cached + now.zero + now.filled + now.pool + now.file
 }
 
-/// Waiting as a share of the last seconds; more than one thread can wait at a time.
+/// The share of the last seconds in which somebody waited.
 fn stalled(status: &Status) -> String {
     let recent = &status.recent;
-    format!("{:.1} %", recent.stalled_ms as f64 * 100.0 / recent.over_ms.max(1) as f64)
+    format!("{:.1} %", recent.stalled_some_ms as f64 * 100.0 / recent.over_ms.max(1) as f64)
 }
 
 /// A line for each run.
@@ -140,7 +140,7 @@ pub(crate) fn details(out: &mut String, s: &Status, (bold, plain): (&str, &str))
     let recent = &s.recent;
     writeln!(
         out,
-        "{}{} of one thread's time in the last {}: {}, {} evicted",
+        "{}a thread waited in {} of the last {}: {}, {} evicted",
         head("Stalled"),
         stalled(s),
         seconds(recent.over_ms),

@@ -222,8 +222,9 @@ fn write_text(
     faults(out, &head("Faults"), s)?;
     writeln!(
         out,
-        "{}{} over all threads, {} of it for memory to come free",
+        "{}in {:.1} % of the time, {} over all threads, {} of it for memory to come free",
         head("Waited"),
+        s.stalled_some_ms as f64 * 100.0 / s.wall_ms.max(1) as f64,
         seconds(s.stalled_ms),
         seconds(s.throttled_ms)
     )?;

@@ -1,12 +1,12 @@
 // torture: threads that change their mappings in every way Linux has, and check every byte they read.
 //
-//   torture [-t THREADS] [-s SECONDS] [-m MIB] [-S SEED] [-n OPS] [--no OP,OP…] [--only OP,OP…] [--list]
+//   torture [-t THREADS] [-s SECONDS] [-m MIB] [-S SEED] [-n OPS] [-p] [--no OP,OP…] [--only OP,OP…] [--list]
 //           [--sabotage zero|lost|stale|file|stack|signal|jump|idle|shift|orphan]
 //
 // --sabotage damages pages as a broken pager would (zeros; the last write undone; another page's bytes; or what
 // the operation of that name, or an orphaned child, is about to check), to show that it is noticed.
-// Prints "torture: ok" to stdout, the counts to stderr; exit status 1 and what was wrong at the first wrong
-// byte; 3 if neither a thread nor a child of it made any progress for a minute. Free of data races: it passes on a
+// Prints "torture: ok" to stdout, the counts to stderr (with -p also on the way: it may be killed); exit status 1 and what was
+// wrong at the first wrong byte; 3 if neither a thread nor a child of it made any progress for a minute. Free of data races: it passes on a
 // plain kernel.
 #include "ops.h"
 #include <errno.h>
@@ -38,9 +38,10 @@ const char *self_path;
 uint64_t seed_given = 1;
 pthread_mutex_t heap_lock = PTHREAD_MUTEX_INITIALIZER;
 
-enum { LIFETIME = 3000, STUCK_SECONDS = 60 }; // operations of one pthread before it exits and another goes on
+enum { LIFETIME = 3000, STUCK_SECONDS = 60, TELL_NS = 200000000 }; // operations of one pthread before it exits and another goes on
 static uint64_t ops_wanted;
 static const char *sabotage;
+static bool tells;
 static int reports = -1; // every descendant holds the other end
 static unsigned total_weight;
 
@@ -190,11 +191,11 @@ static void open_reports(void) {
 }
 
 // The main thread renews threads that have lived long enough, and sees to it that all get on.
-static void supervise(uint64_t until) {
+static void supervise(uint64_t begin, uint64_t until) {
     pthread_t handle[MAX_THREADS];
     uint64_t seen[MAX_THREADS] = {0}, since[MAX_THREADS] = {0}, signalled[MAX_THREADS] = {0};
     bool exists[MAX_THREADS] = {false};
-    for (;;) {
+    for (uint64_t told = begin;;) {
         int done = 0;
         for (int i = 0; i < thread_count; i++) {
             Thread *t = &threads[i];
@@ -226,6 +227,7 @@ static void supervise(uint64_t until) {
         }
         if (done == thread_count) return;
         if (now_ns() >= until) atomic_store(&stop, true);
+        if (tells && now_ns() - told > TELL_NS) told = now_ns(), report((double)(told - begin) / 1e9);
         usleep(2000);
     }
 }
@@ -238,18 +240,19 @@ int main(int argc, char **argv) {
     double seconds = 10;
     uint64_t mib = 64;
     for (int i = 0; i < OP_COUNT; i++) op_on[i] = true;
-    for (int c; (c = getopt_long(argc, argv, "t:s:m:S:n:", options, NULL)) != -1;) switch (c) {
+    for (int c; (c = getopt_long(argc, argv, "t:s:m:S:n:p", options, NULL)) != -1;) switch (c) {
         case 't': thread_count = atoi(optarg); break;
         case 's': seconds = atof(optarg); break;
         case 'm': mib = strtoull(optarg, NULL, 10); break;
         case 'S': seed_given = strtoull(optarg, NULL, 10); break;
         case 'b': sabotage = known_sabotage(optarg); break;
+        case 'p': tells = true; break;
         case 'n': ops_wanted = strtoull(optarg, NULL, 10); break;
         case 'x': set_ops(optarg, false); break;
         case 'o': memset(op_on, 0, sizeof op_on), set_ops("map,fill,verify", true), set_ops(optarg, true); break;
         case 'e': return exec_check(strtoull(optarg, NULL, 10));
         case 'l': for (int i = 0; i < OP_COUNT; i++) puts(op_names[i]); return 0;
-        default: fprintf(stderr, "usage: torture [-t threads] [-s seconds] [-m MiB] [-S seed] [-n ops] [--no op,…] [--only op,…] [--list]\n"); return 2;
+        default: fprintf(stderr, "usage: torture [-t threads] [-s seconds] [-m MiB] [-S seed] [-n ops] [-p] [--no op,…] [--only op,…] [--list]\n"); return 2;
         }
     if (thread_count < 1 || thread_count > MAX_THREADS) return fprintf(stderr, "torture: -t 1 to %d\n", MAX_THREADS), 2;
     static char self[PATH_MAX];
@@ -269,7 +272,7 @@ int main(int argc, char **argv) {
     catch_signals();
     open_reports();
     uint64_t begin = now_ns();
-    supervise(ops_wanted ? UINT64_MAX : begin + (uint64_t)(seconds * 1e9));
+    supervise(begin, ops_wanted ? UINT64_MAX : begin + (uint64_t)(seconds * 1e9));
     hear_reports();
     report((double)(now_ns() - begin) / 1e9);
     puts("torture: ok");

@@ -90,6 +90,8 @@ struct Hub {
     door: Door,
     root: u32,
     guardian: u32,
+    /// Percent.
+    max_stall: Option<u8>,
     /// Readable once the program has ended; without it the next tick notices.
     root_end: Option<OwnedFd>,
     root_ended: bool,
@@ -172,6 +174,7 @@ impl Hub {
             door,
             root: identity.root,
             guardian: identity.guardian,
+            max_stall: config.max_stall,
             root_end: process::pidfd_open(identity.root).ok(),
             root_ended: false,
             gate,
@@ -195,6 +198,10 @@ impl Hub {
                     .fail("the guardian was killed: nobody would end the tree if the pager died".into());
                 continue;
             }
+            if let Some(why) = self.crawls() {
+                self.shared.fail(why);
+                continue;
+            }
             self.reap(root_ended);
             let all_ended =
                 self.root_ended && (self.shared.tenants.lock().is_empty() || self.nobody_is_left());
@@ -203,6 +210,18 @@ impl Hub {
             }
             self.wait();
         }
+    }
+
+    /// Why the tree is ended for want of memory, if its user wants that.
+    fn crawls(&self) -> Option<String> {
+        let most = u64::from(self.max_stall?);
+        let stall = self.peaks.lock().pace.stall(&self.shared.meters, Instant::now())?;
+        (stall > most).then(|| {
+            format!(
+                "the program has waited for pages in {stall} % of the last ten seconds, more than --max-stall {most} \
+                 allows: it needs more memory (--memory)"
+            )
+        })
     }
 
     /// Whether nobody is left who would wait at the gate. Were we gone, calls there would fail.

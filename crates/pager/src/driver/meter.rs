@@ -90,6 +90,10 @@ pub struct Meters {
     pub spilled: AtomicU64,
     /// Nanoseconds that threads waited for the pager.
     pub stalled_ns: AtomicU64,
+    /// Nanoseconds in which at least one thread waited.
+    pub some_ns: AtomicU64,
+    /// When the last wait ended that is counted in them.
+    some_until_ns: AtomicU64,
     /// Nanoseconds of them because memory was short.
     pub throttled_ns: AtomicU64,
     /// Faults that waited for over a second.
@@ -117,6 +121,16 @@ pub struct Meters {
 }
 
 impl Meters {
+    /// A thread has waited from one moment of the run to another, in nanoseconds.
+    ///
+    /// Of waits that overlap, the part before the end of one that was counted earlier is not counted again: so a long one that
+    /// has short ones of other threads within it counts from the end of the last of these, and the sum is never too high.
+    pub fn waited(&self, from: u64, to: u64) {
+        self.stalled_ns.fetch_add(to.saturating_sub(from), Relaxed);
+        let counted = self.some_until_ns.fetch_max(to, Relaxed);
+        self.some_ns.fetch_add(to.saturating_sub(from.max(counted)), Relaxed);
+    }
+
     /// Faults of all kinds.
     pub fn faults(&self) -> u64 {
         [&self.soft, &self.pool, &self.file, &self.zero].iter().map(|kind| kind.count()).sum()
@@ -126,6 +140,17 @@ impl Meters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn waits_that_overlap_are_one_stall() {
+        let meters = Meters::default();
+        // Three threads: one waits alone, two at a time, and the end of the second wait is known first.
+        for (from, to) in [(10, 20), (40, 50), (30, 60), (55, 58)] {
+            meters.waited(from, to);
+        }
+        assert_eq!(meters.stalled_ns.load(Relaxed), 10 + 10 + 30 + 3);
+        assert_eq!(meters.some_ns.load(Relaxed), 10 + 10 + 10);
+    }
 
     #[test]
     fn percentiles_are_within_an_eighth() {

@@ -129,6 +129,8 @@ impl Port {
     pub fn set_agent(&mut self, agent: Agent) {
         self.look_into();
         self.agent = Some(agent);
+        // An agent counts its own batches, and has a staging area of its own.
+        (self.batches, self.overdue, self.fenced) = (0, false, false);
     }
 
     /// Whether asking for evictions makes sense.

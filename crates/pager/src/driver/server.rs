@@ -325,7 +325,8 @@ impl Server {
     }
 
     fn served(&mut self, fault: Fault) {
-        let time = Duration::from_nanos(self.shared.now_ns().saturating_sub(fault.stamp));
+        let now = self.shared.now_ns();
+        let time = Duration::from_nanos(now.saturating_sub(fault.stamp));
         let meters = &self.shared.meters;
         let histogram = match self.port.last_source.take() {
             Some(Source::Cached) => &meters.soft,
@@ -335,7 +336,7 @@ impl Server {
         };
         histogram.add(time);
         trace!(target: "fault", "process {}: {fault:x?} answered after {time:?}", self.pid());
-        meters.stalled_ns.fetch_add(time.as_nanos() as u64, Relaxed);
+        meters.waited(fault.stamp, now);
     }
 
     /// Asks the protocol for one batch, if pages should leave: it takes the first moment without a window, which may

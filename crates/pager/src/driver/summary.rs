@@ -60,6 +60,7 @@ pub fn summary(shared: &Shared, peaks: &Peaks) -> Summary {
         spilled: meters.spilled.load(Relaxed),
         peak_file_bytes: peaks.file_bytes.max(space.tiers.iter().map(|tier| tier.device_bytes).sum()),
         stalled_ms: meters.stalled_ns.load(Relaxed) / 1_000_000,
+        stalled_some_ms: meters.some_ns.load(Relaxed) / 1_000_000,
         throttled_ms: meters.throttled_ns.load(Relaxed) / 1_000_000,
         slow_faults: meters.slow_faults.load(Relaxed),
         longest_wait_ms: meters.longest_wait_ms.load(Relaxed),

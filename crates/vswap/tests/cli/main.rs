@@ -18,6 +18,7 @@ mod hostile;
 mod namespaces;
 mod recipes;
 mod signals;
+mod stall;
 mod static_programs;
 mod status;
 mod streams;

@@ -126,6 +126,7 @@ fn json_has_its_shape() {
         "over_limit_bytes",
         "evictions",
         "stalled_ms",
+        "stalled_some_ms",
         "freezes",
         "address_spaces",
         "forks",
