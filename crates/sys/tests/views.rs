@@ -309,3 +309,13 @@ fn the_machine_answers() {
     }
     system::malloc_trim();
 }
+
+#[test]
+fn processor_time_grows_with_work_alone() {
+    let ticks = || process::cpu_ticks(std::process::id()).unwrap();
+    let (before, begun) = (ticks(), Instant::now());
+    while ticks() < before + 3 {
+        assert!(begun.elapsed() < PATIENCE, "no processor time is counted");
+    }
+    assert!(process::cpu_ticks(u32::MAX / 2).is_err());
+}

@@ -35,8 +35,9 @@ const ALLOCATION_RATE: u64 = 3 << 30;
 /// How soon to look again, at the limit and far from it.
 const LEAST_REST: Duration = Duration::from_millis(1);
 const MOST_REST: Duration = Duration::from_millis(50);
-/// A tree at its limit in which nothing changes for so many looks is looked at less often: an idle program shall cost next to
-/// nothing, and what it first touches in mappings that are registered is held without us.
+/// A tree at its limit in which nothing changes for so many looks is looked at less often: what it first touches in mappings that
+/// are registered is held without us. Less often still if none of it runs, for an idle program shall cost next to nothing: what
+/// goes on after a rest soon touches a page that is away, and its server calls us.
 const CALM: u32 = 64;
 const CALM_REST: Duration = Duration::from_millis(8);
 /// With less than this part of the limit left, mappings are registered, so that first touches can be held: a first
@@ -125,6 +126,8 @@ pub struct Governor {
     /// What the last look found, and how many looks in a row have found the same.
     total: u64,
     calm: u32,
+    /// Processor time of the tree when that was looked at last, in ticks.
+    ticks: u64,
 }
 
 impl Governor {
@@ -164,6 +167,7 @@ impl Governor {
             looked_at: now,
             total: 0,
             calm: 0,
+            ticks: 0,
         })
     }
 
@@ -171,13 +175,19 @@ impl Governor {
         // Late by milliseconds is over by megabytes. Without the right to it, as it comes.
         let _ = process::set_nice_self(-15);
         loop {
-            let rest = self.look();
-            std::thread::sleep(rest);
+            match self.look() {
+                (rest, false) => std::thread::sleep(rest),
+                (rest, true) => {
+                    if self.shared.governor.wait(rest) {
+                        self.calm = 0;
+                    }
+                }
+            }
         }
     }
 
-    /// One look; says how long to rest.
-    fn look(&mut self) -> Duration {
+    /// One look; says how long to rest, and whether the tree is idle.
+    fn look(&mut self) -> (Duration, bool) {
         let tenants = self.shared.all_tenants();
         let usage = self.measure(&tenants);
         let total = usage.total();
@@ -195,7 +205,9 @@ impl Governor {
         if let Some(pool_share) = &mut self.pool_share {
             let pool = self.shared.space.usage().pool.map_or(0, |pool| pool.resident_bytes);
             let share = pool_share.look(Instant::now(), room, headroom, limit, pool);
-            self.shared.pool_share.store(share, Relaxed);
+            if self.shared.pool_share.swap(share, Relaxed) > share {
+                self.shared.spiller.call();
+            }
         }
         self.watch_progress(&tenants, room, headroom);
         if room < (limit / REGISTER_AT) as i64 {
@@ -220,10 +232,22 @@ impl Governor {
         let spare = (room - (limit / REGISTER_AT) as i64).max(0) as u64;
         self.calm = if total == self.total { (self.calm + 1).min(CALM) } else { 0 };
         self.total = total;
-        let least = if self.calm == CALM { CALM_REST } else { LEAST_REST };
+        let idle = self.calm == CALM && wished == 0 && self.is_idle();
+        self.shared.idle.store(idle, Relaxed);
+        let least = match self.calm {
+            CALM if idle => MOST_REST,
+            CALM => CALM_REST,
+            _ => LEAST_REST,
+        };
         let rest = Duration::from_nanos(spare.saturating_mul(1_000_000_000) / ALLOCATION_RATE);
         let rest = rest.clamp(least, MOST_REST);
-        if wished > 0 { rest.min(WISHED_REST) } else { rest }
+        (if wished > 0 { rest.min(WISHED_REST) } else { rest }, idle)
+    }
+
+    /// Whether no process has run since this was asked last, to ten milliseconds.
+    fn is_idle(&mut self) -> bool {
+        let ticks = self.tree.iter().filter_map(|&pid| process::cpu_ticks(pid).ok()).sum();
+        std::mem::replace(&mut self.ticks, ticks) == ticks
     }
 
     /// Asks the address spaces for pages, each by its share of resident memory.

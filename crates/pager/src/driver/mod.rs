@@ -16,6 +16,7 @@
 mod alone;
 mod answers;
 mod buffers;
+mod call;
 mod control;
 mod door;
 mod entrance;

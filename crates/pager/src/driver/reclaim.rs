@@ -118,7 +118,7 @@ impl Reclaim {
                 }
                 end(shared);
                 shared.wish.squeeze.store(self.seen - self.start, Relaxed);
-                shared.call_worker();
+                shared.compressor.call();
                 self.moved = Instant::now();
                 self.phase = Phase::Compressing;
             }

@@ -210,6 +210,9 @@ impl Server {
     }
 
     fn message(&mut self, message: Message) {
+        if self.shared.idle.load(Relaxed) && self.shared.idle.swap(false, Relaxed) {
+            self.shared.governor.call();
+        }
         if !matches!(message, Message::Fault { .. }) {
             self.space.set_now(self.shared.now_ns());
         }

@@ -6,15 +6,16 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::info;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use vswap_core::{GroupId, VirtualSwap};
 use vswap_sys::poll::EventFd;
 use vswap_sys::process;
 
 use super::buffers::Buffers;
+use super::call::Call;
 use super::forks::Forks;
 use super::meter::Meters;
 use super::reclaim::Wish;
@@ -70,8 +71,14 @@ pub struct Shared {
     fatal: Mutex<Option<String>>,
     next_id: AtomicU64,
     hub_bell: EventFd,
-    work: Mutex<bool>,
-    work_ready: Condvar,
+    /// The swap cache holds too much.
+    pub compressor: Call,
+    /// The pool has grown, or may have less.
+    pub spiller: Call,
+    /// The program has done something while the governor took it for idle.
+    pub governor: Call,
+    /// It takes it for idle.
+    pub idle: AtomicBool,
 }
 
 impl Shared {
@@ -100,8 +107,10 @@ impl Shared {
             fatal: Mutex::default(),
             next_id: AtomicU64::new(1),
             hub_bell: EventFd::new()?,
-            work: Mutex::default(),
-            work_ready: Condvar::new(),
+            compressor: Call::default(),
+            spiller: Call::default(),
+            governor: Call::default(),
+            idle: AtomicBool::new(false),
         })
     }
 
@@ -155,21 +164,6 @@ impl Shared {
         if !known && all.len() < UNPAGED {
             all.push(Unpaged { pid, name, reason });
         }
-    }
-
-    /// There is something to write out.
-    pub fn call_worker(&self) {
-        *self.work.lock() = true;
-        self.work_ready.notify_one();
-    }
-
-    /// Waits for work, at most so long.
-    pub fn await_work(&self, most: Duration) {
-        let mut work = self.work.lock();
-        if !*work {
-            self.work_ready.wait_for(&mut work, most);
-        }
-        *work = false;
     }
 
     /// All address spaces, in a list of their own.

@@ -20,12 +20,13 @@ const CLEAN_ROUND: u64 = 1 << 20;
 const WASTE_PERCENT: u64 = 15;
 /// Without a call, look this often.
 const IDLE: Duration = Duration::from_secs(1);
-const SPILL_IDLE: Duration = Duration::from_millis(20);
+/// With one, no more often than this.
+const SPILL_EVERY: Duration = Duration::from_millis(20);
 
 /// Compresses: keeps at most `keep` pages in the swap cache, and less if somebody wishes so.
 pub fn compress(shared: Arc<Shared>, keep: usize) {
     loop {
-        shared.await_work(IDLE);
+        shared.compressor.wait(IDLE);
         loop {
             let cached = shared.space.cached_frames();
             let surplus = cached.saturating_sub(keep).max(shared.wish.to_squeeze().min(cached));
@@ -36,6 +37,7 @@ pub fn compress(shared: Arc<Shared>, keep: usize) {
                 break;
             }
             let out = shared.space.write_out(ROUND.min(surplus));
+            shared.spiller.call();
             shared.wish.squeezed(out.written);
             debug!(target: "spill", "{} pages of the cache compressed: {:?}", out.written, out.stuck);
             shared.meters.spilled.fetch_add(out.tiered as u64, Relaxed);
@@ -69,7 +71,8 @@ fn clean(shared: &Shared) {
 /// Spills: keeps the pool below nine tenths of what it may have at the time.
 pub fn spill(shared: Arc<Shared>) {
     loop {
-        std::thread::sleep(SPILL_IDLE);
+        std::thread::sleep(SPILL_EVERY);
+        shared.spiller.wait(IDLE);
         let share = shared.pool_share.load(Relaxed);
         let (high, low) = (share / 10 * 9, share / 10 * 8);
         let resident = || shared.space.usage().pool.map_or(0, |pool| pool.resident_bytes);
@@ -88,7 +91,7 @@ pub fn spill(shared: Arc<Shared>) {
                 }
                 Some(_) => break,
                 None if back.written == 0 => break,
-                None => shared.call_worker(),
+                None => shared.compressor.call(),
             }
         }
     }

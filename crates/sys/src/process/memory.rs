@@ -151,6 +151,21 @@ pub fn start_of_stack(pid: u32) -> Option<u64> {
     stat_fields(&text)?.nth(25)?.parse().ok().filter(|&address| address != 0)
 }
 
+/// Processor time that all threads of process `pid` have taken, in the kernel's ticks for programs (ten milliseconds).
+///
+/// # Errors
+///
+/// `ENOENT`, `ESRCH`; `InvalidData` if the text is not what Linux writes.
+pub fn cpu_ticks(pid: u32) -> io::Result<u64> {
+    // Fields 14 and 15; the first here is the third.
+    let text = read_text(&format!("/proc/{pid}/stat"))?;
+    let mut fields = stat_fields(&text).into_iter().flatten().skip(14 - 3).map(str::parse::<u64>);
+    match (fields.next(), fields.next()) {
+        (Some(Ok(user)), Some(Ok(system))) => Ok(user + system),
+        _ => Err(malformed("/proc/PID/stat")),
+    }
+}
+
 /// What the first thread of process `pid` has ended with, by an exit of its own; 0 if it was a signal or goes on.
 ///
 /// # Errors

@@ -15,6 +15,7 @@ mod gate;
 mod harness;
 mod holder;
 mod hostile;
+mod idle;
 mod namespaces;
 mod recipes;
 mod signals;

@@ -46,8 +46,9 @@ impl Port {
             return nothing;
         }
         if self.shared.space.free_frames() < BATCH_PAGES as usize {
-            self.shared.call_worker();
+            self.shared.compressor.call();
             let written = self.shared.space.write_out(BATCH_PAGES as usize);
+            self.shared.spiller.call();
             if self.shared.space.free_frames() < BATCH_PAGES as usize {
                 self.shared.stuck.store(written.stuck.is_some(), Relaxed);
                 return nothing;
