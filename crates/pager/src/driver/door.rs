@@ -149,8 +149,9 @@ impl Door {
         pid: u32,
         tenants: &mut Tenants,
     ) {
-        if let Err(why) = self.admit(conn, greeting, fds, pid, tenants) {
-            self.unpaged(pid, why);
+        match self.admit(conn, greeting, fds, pid, tenants) {
+            Ok(()) => self.shared.has_come(pid),
+            Err(why) => self.unpaged(pid, why),
         }
     }
 

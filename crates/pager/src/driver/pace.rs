@@ -81,13 +81,15 @@ mod tests {
         let mut pace = Pace::default();
         assert_eq!(pace.recent(&meters, start), Recent::default());
         for second in 0..30u64 {
-            assert_eq!(pace.stall(&meters, start).is_some(), second >= SAMPLES as u64);
+            let at = start + Duration::from_secs(second);
+            // Two tenths of each second; nothing is said of less than ten.
+            assert_eq!(pace.stall(&meters, at), (second >= SAMPLES as u64).then_some(20));
             pace.note(&meters, start + Duration::from_secs(second));
             // Too early for another sample.
             pace.note(&meters, start + Duration::from_millis(second * 1000 + 500));
             meters.evictions.fetch_add(5, Relaxed);
             let from = second * 1_000_000_000;
-            meters.waited(from, from + 2_000_000);
+            meters.waited(from, from + 200_000_000);
             meters.zero.add(Duration::from_micros(1));
         }
         let recent = pace.recent(&meters, start + Duration::from_secs(30));
@@ -95,8 +97,8 @@ mod tests {
             recent,
             Recent {
                 over_ms: 10_000,
-                stalled_ms: 20,
-                stalled_some_ms: 20,
+                stalled_ms: 2000,
+                stalled_some_ms: 2000,
                 throttled_ms: 0,
                 faults: 10,
                 evictions: 50

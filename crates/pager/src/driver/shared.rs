@@ -28,6 +28,9 @@ const WARNINGS: usize = 256;
 /// Unpaged processes that are remembered: some of their reasons are the processes' own words.
 const UNPAGED: usize = 256;
 
+/// Why a process is unpaged whose agent may still come, when it gets the time for it.
+pub const NOT_COME: &str = "its agent did not come: the loader or the program does not let it in";
+
 /// The pager, as its threads see it.
 pub struct Shared {
     /// The virtual swap space.
@@ -153,6 +156,11 @@ impl Shared {
         if warnings.len() < WARNINGS && !warnings.contains(&warning) {
             warnings.push(warning);
         }
+    }
+
+    /// An agent has come after all.
+    pub fn has_come(&self, pid: u32) {
+        self.unpaged.lock().retain(|other| other.pid != pid || other.reason != NOT_COME);
     }
 
     /// Remembers a process that runs unpaged; once under each name that it has.

@@ -9,6 +9,15 @@ use super::message::{Answer, Command, Effect, Fault, Stop};
 use super::space::{AddressSpace, Job, PAGE};
 
 impl AddressSpace {
+    /// Takes a fault in. A thread that a signal or a tracer has interrupted in one tells it again, but waits once.
+    pub(super) fn fault(&mut self, fault: Fault) {
+        let again = |known: &&mut Fault| known.tid == fault.tid && (known.addr ^ fault.addr) < PAGE;
+        match self.ready.iter_mut().chain(&mut self.held).find(again) {
+            Some(known) => known.write |= fault.write,
+            None => self.ready.push_back(fault),
+        }
+    }
+
     /// The job that serves a fault; `None` if the fault has to wait for memory.
     pub(super) fn serve(&mut self, fault: Fault) -> Option<Job> {
         let addr = fault.addr & !(PAGE - 1);

@@ -244,7 +244,7 @@ impl AddressSpace {
     pub fn input(&mut self, input: Input) {
         self.poked = true;
         match input {
-            Input::Fault(fault) => self.ready.push_back(fault),
+            Input::Fault(fault) => self.fault(fault),
             Input::Unmap(range) => self.unmap(range),
             Input::Remove(range) => self.discard(range),
             Input::Remap { from, to, len } => self.remap(from, to, len),

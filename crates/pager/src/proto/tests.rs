@@ -270,10 +270,21 @@ fn first_touches_wait_while_memory_is_short_and_swapped_pages_do_not() {
 }
 
 #[test]
+fn a_fault_that_is_told_again_waits_once() {
+    let mut space = AddressSpace::new(true);
+    space.input(Input::Throttle(true));
+    for (tid, stamp) in [(1, 10), (1, 20), (2, 30), (1, 40)] {
+        space.input(Input::Fault(Fault { addr: A + 8 * stamp, write: stamp == 40, tid, stamp }));
+    }
+    let waiting: Vec<_> = space.waiting().map(|(f, _)| (f.tid, f.stamp, f.write)).collect();
+    assert_eq!(waiting, [(1, 10, true), (2, 30, false)]);
+}
+
+#[test]
 fn two_threads_that_wait_for_one_page_are_both_answered() {
     let (mut kernel, mut space) = evicted(1);
     space.input(fault(A));
-    space.input(fault(A));
+    space.input(Input::Fault(Fault { addr: A, write: false, tid: 2, stamp: 0 }));
     let mut woken = 0;
     while let Some(command) = space.next_command() {
         let answer = kernel.execute(command);

@@ -24,7 +24,7 @@ use vswap_sys::trace::Tracee;
 
 use self::assess::{Verdict, assess};
 use self::image::Image;
-use super::shared::Shared;
+use super::shared::{NOT_COME, Shared};
 
 /// After an attempt that came to nothing, the next one follows no sooner; later ones less and less often.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -179,8 +179,7 @@ impl Entrance {
         match outcome {
             Outcome::Refused(why) => self.shared.name_unpaged(pid, why),
             Outcome::Awaited if in_vain => {
-                let why = "its agent did not come: the loader or the program does not let it in";
-                self.shared.name_unpaged(pid, why.into());
+                self.shared.name_unpaged(pid, NOT_COME.into());
             }
             Outcome::Awaited | Outcome::Left => {}
         }
