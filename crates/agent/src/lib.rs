@@ -102,6 +102,7 @@ extern "C" fn constructor() {
 /// thread that the pager made there, or in both.
 extern "C" fn child() {
     let address = CONFIG.beacon.load(Ordering::Acquire);
+    // The set-up has failed; or the pager has taken it, because a filter would end whoever sets an agent up.
     if address == 0 {
         return;
     }
@@ -119,7 +120,8 @@ extern "C" fn child() {
 /// Runs in the thread that has forked, or failed to.
 extern "C" fn parent() {
     const MADV_GUARD_INSTALL: usize = 102;
-    if config().forks_stopped() {
+    // Without a beacon the pager has taken it: a filter might end whoever makes a call.
+    if config().forks_stopped() && CONFIG.beacon.load(Ordering::Acquire) != 0 {
         // Of nothing, and without the cookie: the gate stops it, and so the pager knows that this fork is over.
         // SAFETY: advice for no memory at all.
         let _ = unsafe { system::call(system::nr::MADVISE, &[0, 0, MADV_GUARD_INSTALL]) };

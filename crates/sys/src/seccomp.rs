@@ -6,7 +6,7 @@
 //! new program by ptrace. The same advice by `process_madvise`, whose targets and ranges are behind
 //! pointers, is refused with `EPERM`; programs fall back to `madvise`. What a ring of io_uring is told to do passes
 //! by any filter. Where no event tells of forks either (see [`crate::uffd::EVENT_FORK`]), they are stopped too (`forks`). And so is entering a user
-//! namespace (`alone`), for which an agent has to leave first.
+//! namespace (`alone`), for which an agent has to leave first, and installing a filter (`filters`), which may end it.
 //!
 //! Owner: the child of `vswap run` installs the filter before its exec and sends the listener to the pager, which holds it
 //! for ever (the guardian shares the descriptor table, so it holds it too): when the last holder goes, a gated
@@ -14,6 +14,7 @@
 //! documents; the kernel side is `kernel/seccomp.c` and seccomp_unotify(2).
 
 mod alone;
+mod filters;
 mod forks;
 
 use std::io;
@@ -22,6 +23,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use libc::{sock_filter, sock_fprog};
+
+pub use self::filters::Installs;
 
 use crate::Errno;
 use crate::errno::{check, last};
@@ -164,11 +167,13 @@ pub fn install_gate(cookie: u64, stop_forks: bool) -> io::Result<OwnedFd> {
 
 /// As [`install_gate`], with the bare error number for the path between fork and exec.
 pub(crate) fn install(cookie: u64, stop_forks: bool) -> Result<OwnedFd, Errno> {
-    let mut filter = [verdict(libc::SECCOMP_RET_ALLOW); forks::LENGTH + alone::LENGTH + GATE_LENGTH];
+    let mut filter =
+        [verdict(libc::SECCOMP_RET_ALLOW); forks::LENGTH + filters::LENGTH + alone::LENGTH + GATE_LENGTH];
     let (in_front, behind) = filter.split_at_mut(forks::LENGTH);
     in_front.copy_from_slice(&forks::program());
-    behind[..alone::LENGTH].copy_from_slice(&alone::program());
-    behind[alone::LENGTH..].copy_from_slice(&gate_program(cookie));
+    behind[..filters::LENGTH].copy_from_slice(&filters::program());
+    behind[filters::LENGTH..][..alone::LENGTH].copy_from_slice(&alone::program());
+    behind[filters::LENGTH + alone::LENGTH..].copy_from_slice(&gate_program(cookie));
     let filter = if stop_forks { &mut filter[..] } else { behind };
     let program = sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
     // SAFETY: `program` names so many live instructions; the kernel copies and verifies them during the call.
@@ -205,6 +210,8 @@ pub enum GatedCall {
     Fork,
     /// `setns`, or an `unshare` that only a process with one thread may make.
     Alone,
+    /// A filter of the program's own: see [`Notification::installs`].
+    Filter,
     /// `execve` or `execveat`: see [`Notification::exec`].
     Exec,
 }
@@ -239,6 +246,7 @@ impl Notification {
         match (self.arch, self.nr & !X32_BIT) {
             _ if forks::is_fork(self.arch, self.nr) => GatedCall::Fork,
             _ if alone::is_alone(self.arch, self.nr) => GatedCall::Alone,
+            _ if filters::is_filter(self.arch, self.nr) => GatedCall::Filter,
             (ARCH_X86_64, MADVISE_X86_64) | (ARCH_I386, MADVISE_I386) => GatedCall::Madvise,
             (ARCH_X86_64, EXECVE_X86_64 | EXECVE_X32 | EXECVEAT_X86_64 | EXECVEAT_X32)
             | (ARCH_I386, EXECVE_I386 | EXECVEAT_I386) => GatedCall::Exec,

@@ -4,6 +4,8 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <sys/prctl.h>
 #include <time.h>
 
@@ -102,3 +104,65 @@ static void killed(int call)
 void check_killed_pread64(void) { killed(SYS_pread64); }
 
 void check_killed_sendto(void) { killed(SYS_sendto); }
+
+// What forking and executing a program takes beside that.
+#define LIVES                                                                                                          \
+	WORKS, ALLOW(SYS_clone), ALLOW(SYS_clone3), ALLOW(SYS_wait4), ALLOW(SYS_set_robust_list), ALLOW(SYS_rseq),       \
+		ALLOW(SYS_gettid), ALLOW(SYS_execve), ALLOW(SYS_arch_prctl), ALLOW(SYS_set_tid_address),                 \
+		ALLOW(SYS_mprotect), ALLOW(SYS_prlimit64), ALLOW(SYS_getrandom), ALLOW(SYS_access), ALLOW(SYS_faccessat2), \
+		ALLOW(SYS_readlink), ALLOW(SYS_readlinkat), ALLOW(SYS_stat), ALLOW(SYS_lstat)
+
+static atomic_bool over;
+
+static void *go_over(void *nothing)
+{
+	uint64_t *memory = take(93);
+	for (uint64_t round = 0; !over; round++) {
+		verify(memory, 93 + round, "in another thread");
+		fill(memory, 94 + round);
+	}
+	return nothing;
+}
+
+// A filter that lets nothing pass which the program does not do; what else makes calls meets with `action`.
+static void live(const char *name, unsigned action, unsigned flags)
+{
+	struct sock_filter filter[] = {LIVES, ELSE(action)};
+	pthread_t thread;
+	uint64_t *memory = take(91);
+	if (pthread_create(&thread, NULL, go_over, NULL) != 0)
+		fail("pthread_create");
+	press(name, memory);
+	INSTALL(filter, flags);
+	verify(memory, 91, "behind a filter");
+	fill(memory, 92);
+	press_only();
+	pid_t child = fork();
+	if (child == 0) {
+		verify(memory, 92, "inherited behind a filter");
+		fill(memory, 95);
+		press_only();
+		verify(memory, 95, "of a child behind a filter");
+		_exit(0);
+	}
+	expect_child(child, 0, "a child behind a filter");
+	child = fork();
+	if (child == 0) {
+		execl(self_path, self_path, "--exec-check", (char *)NULL);
+		fail("exec");
+	}
+	expect_child(child, 0, "a program that was executed behind a filter");
+	verify(memory, 92, "behind a filter, later");
+	over = true;
+	pthread_join(thread, NULL);
+}
+
+void check_all_kill_process(void) { live("all-kill-process", SECCOMP_RET_KILL_PROCESS, SECCOMP_FILTER_FLAG_TSYNC); }
+
+void check_all_kill_thread(void) { live("all-kill-thread", SECCOMP_RET_KILL_THREAD, SECCOMP_FILTER_FLAG_TSYNC); }
+
+void check_all_trap(void) { live("all-trap", SECCOMP_RET_TRAP, SECCOMP_FILTER_FLAG_TSYNC); }
+
+void check_all_errno(void) { live("all-errno", SECCOMP_RET_ERRNO | EPERM, SECCOMP_FILTER_FLAG_TSYNC); }
+
+void check_own_kill_process(void) { live("own-kill-process", SECCOMP_RET_KILL_PROCESS, 0); }

@@ -23,6 +23,8 @@ static const struct {
 	{"droppable", check_droppable}, {"chroot", check_chroot},         {"deepfork", check_deepfork},
 	{"descriptors", check_descriptors}, {"filter", check_filter},
 	{"killed-pread64", check_killed_pread64}, {"killed-sendto", check_killed_sendto},
+	{"all-kill-process", check_all_kill_process}, {"all-kill-thread", check_all_kill_thread},
+	{"all-trap", check_all_trap}, {"all-errno", check_all_errno}, {"own-kill-process", check_own_kill_process},
 };
 
 void fail(const char *what)

@@ -1,15 +1,19 @@
 //! When an agent has to leave: its process is about to enter a user namespace, which the kernel allows to a process with one
-//! thread only; or no thread of the program is left.
+//! thread only; or to have a system call filter for all its threads that the agent could not live with; or no thread of the
+//! program is left.
 //!
-//! In the first case what was evicted goes on being served; nothing more leaves, until an exec brings an agent again.
+//! In the first two cases what was evicted goes on being served; nothing more leaves, until an exec brings an agent again.
 //!
-//! The second: programs end by `exit_group`, which takes the agent along, but some end thread by thread, by the bare `exit`. The agent
+//! The last: programs end by `exit_group`, which takes the agent along, but some end thread by thread, by the bare `exit`. The agent
 //! would keep the process alive. It leaves as the last one, and with the status of the first thread, which then is the
 //! process's. (Linux gives a process the status of its last thread. Of one that was not the first, nobody can tell afterwards.)
 
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use vswap_sys::poll::{Events, poll};
 use vswap_sys::process;
+use vswap_sys::socket::Conn;
 use vswap_wire as wire;
 
 use super::tenant::Agent;
@@ -18,19 +22,35 @@ use super::tenant::Agent;
 pub const PATIENCE: Duration = Duration::from_secs(1);
 const EVERY: Duration = Duration::from_micros(50);
 
-/// Has the agent of process `pid` end, if that leaves it with one thread. True if the agent was told to.
-pub fn retire(agent: &Agent, pid: u32) -> bool {
-    let told = tell(agent, pid);
+/// Why an agent leaves a program that goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// Its process must have one thread.
+    Namespace,
+    /// A filter would end it.
+    Filter,
+}
+
+/// Has the agent of process `pid` end; for a namespace only if that leaves one thread. True if the agent was told to.
+pub fn retire(agent: &Agent, pid: u32, why: Why) -> bool {
+    let told = tell(agent, pid, why);
     let end = Instant::now() + PATIENCE;
-    while told && !is_alone(pid) && Instant::now() < end {
+    let gone = || if why == Why::Namespace { is_alone(pid) } else { has_left(&agent.conn) };
+    while told && !gone() && Instant::now() < end {
         std::thread::sleep(EVERY);
     }
     told
 }
 
 /// The same, without waiting for it.
-pub fn tell(agent: &Agent, pid: u32) -> bool {
-    threads(pid) == Some(2) && send_off(agent, 0)
+pub fn tell(agent: &Agent, pid: u32, why: Why) -> bool {
+    (why == Why::Filter || threads(pid) == Some(2)) && send_off(agent, 0)
+}
+
+/// Whether the agent with this connection has closed it, which it does by its end: it makes no system call any more.
+pub fn has_left(conn: &Conn) -> bool {
+    let happened = poll(&[(conn.as_fd(), Events::empty())], Some(Duration::ZERO)).unwrap_or_default();
+    happened.first().is_some_and(|events| events.contains(Events::HUP))
 }
 
 /// Whether a process has one thread, or is gone.

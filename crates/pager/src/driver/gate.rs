@@ -17,13 +17,15 @@ use vswap_wire as wire;
 
 use crate::proto::{Call, Mremap};
 
-use super::alone;
+use super::alone::{self, Why};
 use super::entrance::Entrance;
 use super::forks::{Stopped, copied_by};
 use super::port::wire_call;
 use super::shared::Shared;
 use super::tenant::{Equipment, Note, Tenant};
 
+mod filters;
+mod judge;
 mod late;
 
 use late::{For, LOOK_AGAIN, Waiting, Whose};
@@ -103,6 +105,9 @@ impl GateKeeper {
         }
         if call.call() == GatedCall::Alone {
             return self.pass_alone(call);
+        }
+        if call.call() == GatedCall::Filter {
+            return self.pass_filter(call);
         }
         if changes_nothing(&call) {
             return self.reply(&call, Reply::Continue);
@@ -203,7 +208,7 @@ impl GateKeeper {
             match idle.as_ref().or(errand.map(|errand| &errand.equipment)) {
                 Some(Equipment { agent: Some(agent), .. }) => {
                     let pid = tenant.pid.load(Relaxed);
-                    if alone::tell(agent, pid) {
+                    if alone::tell(agent, pid, Why::Namespace) {
                         return self.waiting.push(Waiting::new(call, For::End(pid)));
                     }
                 }

@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | hub (main) | welcomes agents, reaps, ends | address spaces without a server |
 //! | `serve-PID`, one per address space with something registered | faults, events, eviction | its page table and protocol state |
-//! | gate | receives mremaps and execs, and forks where no event tells of them | – |
+//! | gate | receives mremaps, execs and system call filters, and forks where no event tells of them | – |
 //! | `enter-PID`, for a moment | puts the agent into a program without a loader | that process, by ptrace |
 //! | governor | measures, asks for pages, holds first touches | the figures |
 //! | control | answers on the control socket | its connections |

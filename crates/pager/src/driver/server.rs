@@ -14,7 +14,7 @@ use vswap_sys::process;
 use vswap_sys::seccomp::{Gate, Notification, Reply};
 use vswap_sys::uffd::{Message, RegisterMode, Uffd};
 
-use super::alone::leave_last;
+use super::alone::{Why, leave_last};
 use super::forks::Stopped;
 use super::freeze::Freezer;
 use super::port::Port;
@@ -50,8 +50,10 @@ pub struct Server {
     calls: HashMap<Ticket, Notification>,
     /// Forks that wait until everything is resident.
     forking: Vec<Arc<Stopped>>,
-    /// The agent has left so that its process could enter a user namespace.
-    retired: bool,
+    /// Why the agent has left, until that was said.
+    retired: Option<Why>,
+    /// Calls that wait until it has left, which it does between two errands.
+    filtering: Vec<Notification>,
     /// When it was last seen whether a process without an agent lives.
     looked: Instant,
     beacon_waits: bool,
@@ -111,7 +113,8 @@ impl Server {
             living: HashMap::new(),
             calls: HashMap::new(),
             forking: Vec::new(),
-            retired: false,
+            retired: None,
+            filtering: Vec::new(),
             looked: Instant::now(),
             beacon_waits: false,
             greeting: None,
@@ -146,6 +149,7 @@ impl Server {
             self.read();
             self.advance();
             self.let_forks_go();
+            self.let_filters_in();
             self.account(evicted);
             self.publish();
             if !self.space.is_gone() {
@@ -173,6 +177,7 @@ impl Server {
                 }
                 Note::Call(call) => self.gated(call),
                 Note::Alone(call) => self.alone(call),
+                Note::Filter(call) => self.filtering.push(call),
                 Note::Deserted => {
                     self.port.agent.take_if(|agent| leave_last(agent, self.tenant.pid.load(Relaxed)));
                 }

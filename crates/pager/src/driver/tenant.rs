@@ -50,6 +50,8 @@ pub enum Note {
     Call(Notification),
     /// The only thread wants to enter a user namespace, and waits until the agent has left.
     Alone(Notification),
+    /// A thread wants to install a filter for all threads that the agent could not live with, and waits until it has left.
+    Filter(Notification),
     /// It seems that nothing is left of the program but its agent.
     Deserted,
     /// A thread that is about to copy the address space waits at the gate until everything is resident.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 
 use crate::procfs::{field, kilobytes, malformed, read_text, reread, stat_fields};
 
@@ -164,6 +165,20 @@ pub fn cpu_ticks(pid: u32) -> io::Result<u64> {
         (Some(Ok(user)), Some(Ok(system))) => Ok(user + system),
         _ => Err(malformed("/proc/PID/stat")),
     }
+}
+
+/// Where the environment is that process `pid` was executed with.
+///
+/// # Errors
+///
+/// `ENOENT`, `ESRCH`; `EPERM` without ptrace permission over it.
+pub fn environment(pid: u32) -> io::Result<Range<u64>> {
+    // Fields 50 and 51; the first here is the third.
+    let text = read_text(&format!("/proc/{pid}/stat"))?;
+    let mut fields = stat_fields(&text).ok_or_else(|| malformed("/proc/PID/stat"))?.skip(50 - 3);
+    let mut next = || fields.next()?.parse::<u64>().ok().filter(|&address| address != 0);
+    let range = next().zip(next()).map(|(start, end)| start..end);
+    range.filter(|range| range.start <= range.end).ok_or_else(|| io::Error::from_raw_os_error(libc::EPERM))
 }
 
 /// What the first thread of process `pid` has ended with, by an exit of its own; 0 if it was a signal or goes on.

@@ -22,8 +22,8 @@ pub use files::{gives_capabilities, open_as};
 pub use fork::{fork_sharing_files, fork_with, set_child_subreaper, set_parent_death_signal};
 pub use hold::hold_while_this_thread_lives;
 pub use memory::{
-    MemFile, Rss, Status, cpu_ticks, exit_status, pss_anon, share_memory, start_of_stack, status,
-    thread_with_memory,
+    MemFile, Rss, Status, cpu_ticks, environment, exit_status, pss_anon, share_memory, start_of_stack,
+    status, thread_with_memory,
 };
 pub use process_vm::{Remote, read_memory, write_memory};
 pub use remote::Memory;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use vswap_sys::poll::{Events, poll};
 use vswap_sys::process;
 use vswap_sys::seccomp::{
-    ARCH_I386, ARCH_X86_64, Exec, GATED_ADVICE, Gate, GatedCall, Notification, Reply, install_gate,
+    ARCH_I386, ARCH_X86_64, Exec, GATED_ADVICE, Gate, GatedCall, Installs, Notification, Reply, install_gate,
     set_no_new_privs,
 };
 use vswap_sys::socket::{Conn, socketpair};
@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("gate_lets_other_advice_and_the_cookie_pass", gate_lets_other_advice_and_the_cookie_pass),
     ("gate_refuses_advice_from_afar", gate_refuses_advice_from_afar),
     ("gate_stops_execs", gate_stops_execs),
+    ("gate_stops_filters", gate_stops_filters),
     ("gate_holds_descendants", gate_holds_descendants),
     ("gate_signal_does_not_interrupt", gate_signal_does_not_interrupt),
     ("gate_caller_that_died", gate_caller_that_died),
@@ -326,6 +327,38 @@ fn gate_stops_execs() {
     finish(child);
 }
 
+fn gate_stops_filters() {
+    const PROGRAM: u64 = 0x1234_5678_9000;
+    let (child, gate, _conn) = gated(|_| {
+        // SAFETY: there is no filter at that address: what is not stopped fails, or answers a question.
+        let call = |number: i64, args: [u64; 3]| unsafe {
+            result(libc::syscall(number, args[0], args[1], args[2], 0, 0, 0))
+        };
+        let (filter, all) = (u64::from(libc::SECCOMP_SET_MODE_FILTER), libc::SECCOMP_FILTER_FLAG_TSYNC);
+        let (set, mode) = (libc::PR_SET_SECCOMP as u64, u64::from(libc::SECCOMP_MODE_FILTER));
+        let stopped = [
+            call(libc::SYS_seccomp, [filter, all, PROGRAM]),
+            call(libc::SYS_seccomp, [filter, 0, PROGRAM]),
+            call(libc::SYS_prctl, [set, mode, PROGRAM]),
+        ];
+        let passed = [
+            call(libc::SYS_seccomp, [u64::from(libc::SECCOMP_GET_ACTION_AVAIL), 0, 0]),
+            call(libc::SYS_prctl, [libc::PR_GET_SECCOMP as u64, mode, 0]),
+            call(libc::SYS_prctl, [set, 77, 0]),
+        ];
+        stopped == [-81, -82, -83]
+            && passed
+                == [-i64::from(libc::EFAULT), i64::from(libc::SECCOMP_MODE_FILTER), -i64::from(libc::EINVAL)]
+    });
+    for (all_threads, errno) in [(true, 81), (false, 82), (false, 83)] {
+        let call = next(&gate);
+        assert_eq!(call.call(), GatedCall::Filter);
+        assert_eq!(call.installs(), Installs { program: PROGRAM, all_threads });
+        gate.respond(call.id, Reply::Errno(errno)).unwrap();
+    }
+    finish(child);
+}
+
 fn gate_holds_descendants() {
     let area = Area::new(1);
     let (child, gate, _conn) = gated(|_| {
@@ -409,8 +442,11 @@ fn gate_without_holder_answers_enosys() {
 }
 
 fn gate_only_one() {
-    let (child, _gate, _conn) =
+    let (child, gate, _conn) =
         gated(|_| install_gate(1, false).is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)));
+    let call = next(&gate);
+    assert_eq!(call.call(), GatedCall::Filter);
+    gate.respond(call.id, Reply::Continue).unwrap();
     finish(child);
 }
 

@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("dispositions_and_masks", dispositions_and_masks),
     ("raise_like_ends_the_same_way", raise_like_ends_the_same_way),
     ("kill_is_never_for_groups", kill_is_never_for_groups),
+    ("an_environment_is_found", an_environment_is_found),
 ];
 
 fn fork_with_exits_with_the_code() {
@@ -232,4 +233,17 @@ fn kill_is_never_for_groups() {
         assert!(process::wait(pid).is_err() && process::pidfd_open(pid).is_err());
     }
     process::kill(std::process::id(), 0).unwrap();
+}
+
+fn an_environment_is_found() {
+    let mut command = std::process::Command::new("sleep");
+    let mut child = command.arg("60").env_clear().env("ONE", "first").env("TWO", "second").spawn().unwrap();
+    let pid = child.id();
+    let found = process::environment(pid).unwrap();
+    let mut bytes = vec![0; (found.end - found.start) as usize];
+    let read = process::read_memory(pid, found.start, &mut bytes).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(&bytes[..read], b"ONE=first\0TWO=second\0");
+    assert!(process::environment(pid).is_err(), "it is gone");
 }

@@ -85,6 +85,20 @@ fn a_filter_of_a_threads_own_is_kept() {
     check("filter", &[]);
 }
 
+/// Each such filter would end the agent, or whoever sets one up in a child: the program goes on without, and right, children by
+/// fork and what it executes included.
+#[test]
+fn filters_for_all_threads_end_nobody() {
+    for action in ["kill-process", "kill-thread", "trap", "errno"] {
+        check(&format!("all-{action}"), &[]);
+    }
+}
+
+#[test]
+fn a_filter_ends_no_child_that_its_program_may_have() {
+    check("own-kill-process", &[]);
+}
+
 #[test]
 fn each_check_notices_damage() {
     let dir = Scratch::new();
@@ -104,6 +118,8 @@ fn each_check_notices_damage() {
         "deepfork",
         "descriptors",
         "filter",
+        "all-trap",
+        "own-kill-process",
     ] {
         let done = output(Command::new(&usual).args(["-x", "1", name]));
         assert_code(&done, 1);

@@ -59,7 +59,7 @@ pub fn assess(pid: u32, image: &Image, filters: u32) -> io::Result<Verdict> {
 }
 
 /// Where the library is whose agent serves this address space's parent, or this one.
-fn library(pid: u32, image: &Image) -> io::Result<Option<u64>> {
+pub(super) fn library(pid: u32, image: &Image) -> io::Result<Option<u64>> {
     let mut maps = Maps::open(pid)?;
     let mut at = 0;
     let mut previous = None;

@@ -1,5 +1,5 @@
 //! An exec, stopped at the gate: whether the program will be one without a loader, and if so, putting the agent in before its
-//! first instruction.
+//! first instruction; or one that must not get an agent (`filtered`), though it has a loader.
 //!
 //! What will be executed is only guessed, from what the path names now; another thread may change that. A wrong guess
 //! costs time, no more: what to do is decided by what was executed, and what slipped through is found later. One guess must
@@ -35,8 +35,9 @@ impl Entrance {
     }
 
     fn pass(&self, gate: &Gate, call: &Notification) {
-        let seized = match names_static(call) {
-            Ok(true) => {
+        let filtered = self.is_filtered(call.tid);
+        let seized = match names(call) {
+            Ok(Some(executable)) if filtered || matches!(executable, Executable::Static) => {
                 follow(call.tid);
                 // Whoever is traced already stays with its tracer. Interrupted, it stops in any case: after its exec, or if that fails.
                 Tracee::seize(call.tid)
@@ -44,7 +45,7 @@ impl Entrance {
                     .filter(|tracee| gate.is_valid(call.id) && tracee.interrupt().is_ok())
             }
             // What cannot be looked at can hardly be executed.
-            Ok(false) | Err(_) => None,
+            Ok(_) | Err(_) => None,
         };
         // The caller may have been killed meanwhile.
         let _ = gate.respond(call.id, Reply::Continue);
@@ -53,6 +54,11 @@ impl Entrance {
         {
             let pid = tracee.tid();
             self.begin_anew(pid);
+            if filtered && let Err(error) = self.take_preload(pid) {
+                self.shared.warn(format!(
+                    "process {pid}: an agent comes that its system call filter may end: {error}"
+                ));
+            }
             let outcome = self.enter(tracee);
             self.conclude(pid, outcome);
         }
@@ -81,25 +87,24 @@ fn executed(mut tracee: Tracee) -> io::Result<Option<Tracee>> {
     }
 }
 
-/// Whether the caller is about to execute a program without a loader, and gains no privileges by it.
-fn names_static(call: &Notification) -> io::Result<bool> {
+/// What the caller is about to execute; `None` if it gains privileges by it.
+fn names(call: &Notification) -> io::Result<Option<Executable>> {
     let exec = call.exec();
     let mut file = process::open_as(call.tid, exec.directory, &path(call.tid, exec.path)?)?;
     for _ in 0..=SCRIPT_DEPTH {
         let meta = file.metadata()?;
         let gains = meta.mode() & (libc::S_ISUID | libc::S_ISGID) != 0 || process::gives_capabilities(&file);
         if gains {
-            return Ok(false);
+            return Ok(None);
         }
         match Executable::of(&file)? {
-            Executable::Static => return Ok(true),
             Executable::Script(interpreter) => {
                 file = process::open_as(call.tid, None, interpreter.as_os_str().as_bytes())?;
             }
-            _ => return Ok(false),
+            executable => return Ok(Some(executable)),
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// The path at `address` in the memory of `tid`.

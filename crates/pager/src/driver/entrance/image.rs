@@ -144,6 +144,11 @@ impl Image {
         (base + self.config, wire::BEACON_OFFSET + size_of::<u64>())
     }
 
+    /// Where, in a copy that starts at `base`, the address of the beacon is.
+    pub fn beacon_at(&self, base: u64) -> u64 {
+        base + self.config + wire::BEACON_OFFSET as u64
+    }
+
     /// The address of the beacon, if this is what is found there, and if there is one.
     pub fn beacon(&self, found: &[u8]) -> Option<u64> {
         let beacon = found.strip_prefix(self.config_bytes.as_slice())?;

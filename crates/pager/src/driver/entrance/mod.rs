@@ -9,6 +9,7 @@ mod assess;
 mod auxiliary;
 mod enter;
 mod exec;
+mod filtered;
 mod image;
 
 use std::collections::{HashMap, HashSet};
@@ -42,6 +43,8 @@ pub struct Entrance {
     /// System-call filters that every process of the tree has.
     filters: u32,
     attempts: Mutex<HashMap<u32, Attempt>>,
+    /// Processes that have installed a filter which no agent could live with.
+    filtered: Mutex<HashSet<u32>>,
 }
 
 /// The newest attempt at a process.
@@ -82,7 +85,13 @@ impl Entrance {
     pub fn new(shared: Arc<Shared>, agent: &Path) -> io::Result<Self> {
         let own = process::status(std::process::id())?.seccomp_filters;
         let filters = own + u32::from(shared.gated);
-        Ok(Self { image: Image::read(agent)?, filters, shared, attempts: Mutex::default() })
+        Ok(Self {
+            image: Image::read(agent)?,
+            filters,
+            shared,
+            attempts: Mutex::default(),
+            filtered: Mutex::default(),
+        })
     }
 
     /// Enters a process that was seen without an agent, unless that was tried only just now.
@@ -122,6 +131,7 @@ impl Entrance {
 
     /// Forgets processes that have gone, and those that have an agent: what they execute next is another program.
     pub fn keep_only(&self, living: &HashSet<u32>, paged: &HashSet<u32>) {
+        self.filtered.lock().retain(|pid| living.contains(pid));
         let wanted = |pid: &u32| living.contains(pid) && !paged.contains(pid);
         self.attempts
             .lock()

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use vswap_sys::maps::Maps;
 use vswap_sys::process;
-use vswap_sys::seccomp::{Notification, Reply};
+use vswap_sys::seccomp::{GatedCall, Notification, Reply};
+use vswap_sys::socket::Conn;
 
 use super::super::alone;
 use super::super::door::token_in;
 use super::super::tenant::Tenant;
 use super::GateKeeper;
+use super::filters::Judgement;
 
 /// How often they are looked at.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -28,6 +30,10 @@ pub(super) enum For {
     End(u32),
     /// The agent that is being put into its process.
     Agent,
+    /// The end of the agent with this connection.
+    Left(Arc<Conn>),
+    /// What is found out of the filter that it installs.
+    Judgement(Judgement),
 }
 
 /// A call that waits.
@@ -64,7 +70,17 @@ impl GateKeeper {
                 For::Agent if waited < alone::PATIENCE && self.is_being_entered(waiting.call.tid) => {
                     self.waiting.push(waiting);
                 }
+                For::Agent if waiting.call.call() == GatedCall::Filter => self.pass_when_left(waiting.call),
                 For::Agent => self.send_agent_off(waiting.call),
+                For::Left(ref conn) if alone::has_left(conn) || waited >= alone::PATIENCE => {
+                    self.reply(&waiting.call, Reply::Continue);
+                }
+                For::Left(_) => self.waiting.push(waiting),
+                For::Judgement(ref judgement) => match *judgement.clone().lock() {
+                    Some(true) => self.reply(&waiting.call, Reply::Continue),
+                    Some(false) => self.pass_harmful(waiting.call),
+                    None => self.waiting.push(waiting),
+                },
                 For::Server => match self.tenant_of(waiting.call.tid) {
                     Whose::Of(tenant) => self.hand_over(tenant, waiting.call),
                     Whose::NotSeenYet if waited < UNSEEN => self.waiting.push(waiting),

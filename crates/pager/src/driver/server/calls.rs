@@ -8,7 +8,7 @@ use vswap_sys::process;
 use vswap_sys::seccomp::{Notification, Reply};
 use vswap_wire as wire;
 
-use super::super::alone::retire;
+use super::super::alone::{Why, retire};
 use super::super::gate::{GUARD_INSTALL, gated_call, wipes};
 use super::{PAGE, Server};
 use crate::proto::{Answer, Call, Input, Ticket};
@@ -27,15 +27,30 @@ impl Server {
 
     /// The agent leaves before its process enters a user namespace.
     pub(super) fn alone(&mut self, call: Notification) {
+        self.retire(Why::Namespace);
+        self.reply(call, Reply::Continue);
+    }
+
+    /// The agent leaves, if it has nothing to do, before a filter that it could not live with is installed.
+    pub(super) fn let_filters_in(&mut self) {
+        if self.filtering.is_empty() || self.space.granted().is_some() || self.port.overdue {
+            return;
+        }
+        self.retire(Why::Filter);
+        for call in std::mem::take(&mut self.filtering) {
+            self.reply(call, Reply::Continue);
+        }
+    }
+
+    fn retire(&mut self, why: Why) {
         let pid = self.tenant.pid.load(Relaxed);
         if let Some(agent) = &self.port.agent
-            && retire(agent, pid)
+            && retire(agent, pid, why)
         {
             self.port.agent = None;
-            self.retired = true;
+            self.retired = Some(why);
             self.looked = Instant::now();
         }
-        self.reply(call, Reply::Continue);
     }
 
     /// The agent has executed the granted call: what of it no event tells, then its result.

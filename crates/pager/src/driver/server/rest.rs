@@ -9,6 +9,7 @@ use vswap_sys::poll::{Events, poll};
 use vswap_sys::seccomp::Reply;
 use vswap_wire as wire;
 
+use super::super::alone::Why;
 use super::super::answers::plausible;
 use super::Server;
 use crate::proto::Input;
@@ -132,13 +133,15 @@ impl Server {
             for (_, call) in self.calls.drain().collect::<Vec<_>>() {
                 self.reply(call, Reply::Continue);
             }
-            if core::mem::take(&mut self.retired) {
-                let pid = self.tenant.pid.load(Relaxed);
-                self.shared.warn(format!(
-                    "process {pid} entered a user namespace, which takes a process without an agent: from then on nothing \
-                     of it was evicted"
-                ));
-            }
+            let what = match core::mem::take(&mut self.retired) {
+                Some(Why::Namespace) => "entered a user namespace, which takes a process without an agent",
+                Some(Why::Filter) => {
+                    "has a system call filter for all its threads, which would have ended the agent"
+                }
+                None => return,
+            };
+            let pid = self.tenant.pid.load(Relaxed);
+            self.shared.warn(format!("process {pid} {what}: from then on nothing of it was evicted"));
         }
     }
 }
