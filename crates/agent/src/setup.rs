@@ -23,11 +23,12 @@ pub(crate) struct Inherited {
 
 /// Everything that a greeting needs.
 struct Parts {
+    /// None where the pager brings it with the welcome. Closed before the area is unmapped: the pager may have registered
+    /// that already, and for as long as somebody could hear of it the kernel has us wait until somebody does.
+    userfaultfd: Option<Descriptor>,
     area: Area,
     ring: Descriptor,
     pagemap: Descriptor,
-    /// None where the pager brings it with the welcome.
-    userfaultfd: Option<Descriptor>,
     /// None where it was inherited.
     beacon: Option<Beacon>,
 }

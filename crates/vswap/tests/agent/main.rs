@@ -15,7 +15,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use mini::{Evicted, PAGE, Pager, Program, Target};
-use vswap_sys::uffd::RegisterMode;
+use vswap_sys::uffd::{FEATURES, RegisterMode, Uffd};
 use vswap_wire::{BATCH_PAGES, Command as Order, Hello, Reason, Run, Welcome, buffer};
 
 /// All signals but SIGKILL and SIGSTOP.
@@ -167,10 +167,16 @@ fn a_program_that_is_not_welcome_runs_unpaged() {
         let mut program = Program::start(&mut target_command(&pager, 1));
         let (conn, hello, fds) = pager.hello();
         let Hello::Greeting(greeting) = hello else { panic!("{hello:?}") };
+        // As far as a pager may have come.
+        let mut fds = fds.into_iter();
+        let uffd = Uffd::from(fds.next().unwrap());
+        uffd.api(FEATURES).unwrap();
+        uffd.register(greeting.staging..greeting.staging + BATCH_PAGES as u64 * PAGE, RegisterMode::WP)
+            .unwrap();
         if goodbye {
             conn.send(Welcome { accepted: false, reason: 3 }.encode(&mut buffer()), &[]).unwrap();
         }
-        drop((conn, fds));
+        drop((conn, fds, uffd));
         program.hear();
         assert!(!program.has_agent());
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", program.pid())).unwrap();
