@@ -90,10 +90,10 @@ impl Holder {
         run.join("control")
     }
 
-    /// Lets CMD go on and check its pages.
+    /// Lets CMD go on and check its pages. If it has ended, who collects it will see.
     pub(crate) fn go_on(&mut self) {
         let child = self.child.as_mut().unwrap();
-        std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"\n").unwrap();
+        let _ = std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"\n");
     }
 
     /// How it ends.

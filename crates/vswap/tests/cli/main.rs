@@ -18,6 +18,7 @@ mod hostile;
 mod idle;
 mod namespaces;
 mod recipes;
+mod scarcity;
 mod signals;
 mod stall;
 mod static_programs;
