@@ -3,8 +3,9 @@
 
     inject.py --vswap PATH --limit SIZE [--rounds N] [--seed N] [--only KIND] [--pool-max SIZE] -- CMD…
     inject.py --every … the same, in place of random rounds: each system call that the pager and an agent are seen to
-              make, with each of its errors and with SIGKILL, the first time, a middle time and a random one
-              (--from N goes on at a round, --seconds N ends after so long)
+              make, with each of its errors and with SIGKILL, the first time, a middle time and a random one; and the first
+              allocation on each way through the pager that is seen to lead to one
+              (--only pager, agent or alloc does these alone, --from N goes on at a round, --seconds N ends after so long)
 
 CMD runs once without vswap; what it prints is what is right. Then each round runs it under vswap and does one thing
 of a kind to it while it runs:
@@ -15,6 +16,8 @@ of a kind to it while it runs:
     alloc      one allocation of the pager fails, or all from there on (failalloc.c, preloaded)
     files      the pager gets no more descriptors (RLIMIT_NOFILE)
     pause      the pager, or every process of the tree, is stopped for a moment
+
+With --every the tally tells apart the rounds in which the fault was not reached: another run may do other things.
 
 Afterwards CMD's output must be right and its status 0, or the run must have failed: with 125 and a message of vswap,
 or with CMD killed. Never may wrong output come with status 0, nor may the run hang, nor a process be left behind.
@@ -79,11 +82,11 @@ OTHERS = ["ENOMEM", "EINTR"]
 NEVER = {"exit", "exit_group", "rt_sigreturn", "restart_syscall", "sched_yield", "getpid", "gettid", "execve"}
 
 
-def strace(tid, call, error, when):
+def strace(tid, call, error, when, log="/dev/null"):
     """A tracer that makes calls of one thread (a pager: of all its threads) fail, or end in a signal."""
     follow = ["-f"] if call[0] == "pager" else []
     what = "signal" if error.startswith("SIG") else "error"
-    command = ["strace", "-qq", *follow, "-o", "/dev/null", "-p", str(tid), "-e", "trace=" + call[1],
+    command = ["strace", "-qq", *follow, "-o", log, "-p", str(tid), "-e", "trace=" + call[1],
                "-e", "inject=%s:%s=%s:when=%s" % (call[1], what, error, when)]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -118,7 +121,7 @@ def survey(args):
     command = [args.vswap, "run", "-m", args.limit, "--quiet"]
     command += ["--pool-max", args.pool_max] if args.pool_max else []
     seen = {}
-    for kind in ("pager", "agent"):
+    for kind in {"pager", "agent"} & {args.only or "pager", args.only or "agent"}:
         with tempfile.NamedTemporaryFile("r") as out:
             process = subprocess.Popen(command + ["--"] + args.command, stdin=subprocess.DEVNULL,
                                        stdout=subprocess.DEVNULL, start_new_session=True)
@@ -139,9 +142,22 @@ def survey(args):
     return seen
 
 
+def sites(args):
+    """The ways through the pager that lead to an allocation while CMD runs, as numbers."""
+    with tempfile.NamedTemporaryFile("r") as log:
+        environment = dict(os.environ, LD_PRELOAD=args.failalloc, FAIL_ALLOC="?", FAIL_ALLOC_LOG=log.name)
+        command = [args.vswap, "run", "-m", args.limit, "--quiet"]
+        command += ["--pool-max", args.pool_max] if args.pool_max else []
+        subprocess.run(command + ["--"] + args.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                       env=environment, timeout=4 * TIMEOUT, check=True)
+        return sorted(set(log.read().split()))
+
+
 def every(args):
-    """All rounds of --every: (kind, call, error, when)."""
-    rounds = []
+    """All rounds of --every: (kind, call, error, when), or ("alloc", site)."""
+    rounds = [("alloc", "@" + site) for site in sites(args)] if args.only in (None, "alloc") else []
+    if args.only == "alloc":
+        return rounds
     for (kind, call), times in sorted(survey(args).items()):
         rng = random.Random("%d %s %s" % (args.seed, kind, call))
         table = PAGER if kind == "pager" else AGENT
@@ -151,8 +167,8 @@ def every(args):
     return rounds
 
 
-def disturb(rng, kind, pager, root):
-    """Does it; returns what was done, and a tracer to be waited for."""
+def disturb(rng, kind, pager, root, log):
+    """Does it; returns what was done, and a tracer to be waited for, which tells in that file what it did."""
     if isinstance(kind, tuple):
         kind, call, error, when = kind
         deadline = time.monotonic() + 10
@@ -162,7 +178,7 @@ def disturb(rng, kind, pager, root):
             targets = agents(root)
         if not targets:
             return "no agent yet", None
-        return "%s %s %s when=%s" % (kind, call, error, when), strace(targets[0], (kind, call), error, when)
+        return "%s %s %s when=%s" % (kind, call, error, when), strace(targets[0], (kind, call), error, when, log)
     if kind in ("pager", "agent"):
         table = PAGER if kind == "pager" else AGENT
         call = rng.choice(sorted(table))
@@ -195,11 +211,14 @@ def disturb(rng, kind, pager, root):
 
 def one_round(args, rng, number, right, tally, kind=None):
     kind = kind or args.only or rng.choice(KINDS)
-    name = "/".join(kind[:2]) if isinstance(kind, tuple) else kind
+    systematic = isinstance(kind, tuple)
+    name = kind if not systematic else "alloc/site" if kind[0] == "alloc" else "/".join(kind[:2])
     environment, number_at = dict(os.environ), "%d%s" % (10 ** rng.uniform(0, 5), rng.choice(["", "+"]))
-    if kind == "alloc":
-        environment.update(LD_PRELOAD=args.failalloc, FAIL_ALLOC=number_at)
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    if systematic and kind[0] == "alloc":
+        kind, number_at = kind
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.NamedTemporaryFile("r") as log:
+        if kind == "alloc":
+            environment.update(LD_PRELOAD=args.failalloc, FAIL_ALLOC=number_at, FAIL_ALLOC_LOG=log.name)
         command = [args.vswap, "run", "-m", args.limit, "--quiet"]
         command += ["--pool-max", args.pool_max] if args.pool_max else []
         process = subprocess.Popen(command + ["--"] + args.command, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
@@ -212,7 +231,7 @@ def one_round(args, rng, number, right, tally, kind=None):
         elif victim:
             time.sleep(0 if isinstance(kind, tuple) else rng.uniform(0, args.after))
             try:
-                done, tracer = disturb(rng, kind, victim[0], process.pid)
+                done, tracer = disturb(rng, kind, victim[0], process.pid, log.name if systematic else "/dev/null")
             except (ProcessLookupError, FileNotFoundError):
                 pass
         problem = None
@@ -249,6 +268,9 @@ def one_round(args, rng, number, right, tally, kind=None):
         elif status not in (0, 125, 137, None):
             problem = problem or "status %s" % status
         outcome = {0: "right", 125: "ended by vswap", 137: "killed"}.get(status, "?")
+        told = log.read()
+        if systematic and status == 0 and "INJECTED" not in told and "failed" not in told:
+            outcome = "not reached"
         tally[name, outcome] += 1
         print("round %d: %s: %s%s" % (number, done, outcome, "" if status != 125 else ": " + errors.strip().splitlines()[-1]), file=sys.stderr)
         return problem and "%s (%s); vswap said: %s" % (problem, done, errors.strip())
