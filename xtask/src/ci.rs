@@ -94,19 +94,22 @@ fn steps() -> Vec<Step> {
             600,
         ),
         address_sanitizer(),
-        step("simulator, the day's seeds", &simulator(), &[], 120),
     ];
+    steps.extend(simulator());
     if has_miri() {
         steps.push(miri());
     }
     steps
 }
 
-/// Ten thousand seeds of the simulator that no day before has run; the known ones are among the tests.
-fn simulator() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let first = now.as_secs() / 86_400 * 10_000;
-    format!("cargo xtask sim --seed {first} --seeds 10000")
+/// Seeds of the simulator that no day before has run; the known ones are among the tests.
+fn simulator() -> [Step; 2] {
+    let day = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 86_400;
+    [("with", "", 200_000), ("without", " --ungated", 100_000)].map(|(gate, option, seeds)| {
+        let first = day * seeds;
+        let name = format!("simulator {gate} the gate, the day's {seeds} seeds from {first}");
+        step(&name, &format!("cargo xtask sim --seed {first} --seeds {seeds}{option}"), &[], 600)
+    })
 }
 
 /// Sums of the test harness's closing lines.

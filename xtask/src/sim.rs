@@ -14,14 +14,13 @@ pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
             Some(threads.parse().map_err(|_| format!("--threads wants a number, not `{threads}`"))?);
     }
     let without = args.value("--without")?;
+    let mut first = 0;
     if let Some(name) = &without {
         let rule = Rule::named(name).ok_or_else(|| unknown(name))?;
         println!("without {name}: {}", rule.without);
-        if let Some(why) = rule.spare {
-            println!("(nothing is expected to be found: {why})");
-        }
         options.rules = rule.off();
         options.gated &= rule.gated;
+        first = rule.first;
     }
     let minutes = args.number("--minutes", 0)?;
     let seed = args.value("--seed")?;
@@ -49,7 +48,7 @@ pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
         (minutes, _) => Some(Duration::from_secs(60 * minutes)),
     };
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let outcome = campaign(&options, &Effort { first: seed.unwrap_or(0), seeds, time, workers });
+    let outcome = campaign(&options, &Effort { first: seed.unwrap_or(first), seeds, time, workers });
     let (stats, took) = (outcome.stats, outcome.time.as_secs_f64());
     println!(
         "{} seeds in {took:.1} s, {} steps ({:.1} million a second): {} pages compared, {} faults, {} events, {} pages \

@@ -106,7 +106,7 @@ impl World<'_> {
                 Input::Fault(Fault { addr: addr(page), write, tid: thread as u32, stamp: 0 })
             }
             Message::Event(event) => {
-                if matches!(event, Event::Remap { .. } | Event::Unmap(_))
+                if matches!(event, Event::Remap { .. } | Event::Unmap(_) | Event::Fork(_))
                     && self.spaces[s].pager.space.asks_for_order()
                 {
                     let live = |thread: &&crate::world::Thread| {

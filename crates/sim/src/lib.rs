@@ -48,7 +48,7 @@
 //! - A slot is freed once for each holder, never read without one, and none is left when everything has ended.
 //! - Every fault is answered, every call returns, every process ends within a bounded number of steps.
 //! - With the gate nobody stops. Without it, or in a child that has no agent, the stops are those of two mremaps of one
-//!   window that touch and of what an mremap, of which nobody told, may have grown over.
+//!   window that touch and of what an mremap, of which nobody told, may have grown over: their messages name the gate.
 //!
 //! Programs are free of data races: a page belongs to one thread, which gives it away only between its calls. What a
 //! fork finds of pages that another thread's call is changing at that moment is not checked.

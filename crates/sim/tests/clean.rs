@@ -48,6 +48,17 @@ fn without_the_gate_and_with_one_thread() {
     clean(options, 2_000);
 }
 
+/// Runs that once read what another thread had unmapped, or stopped without a word of the gate.
+#[test]
+fn what_was_found_without_the_gate() {
+    for seed in [211_146, 702_489] {
+        let options = Options { gated: false, ..Options::default() };
+        let (setup, program) = of_seed(seed, &options);
+        let (failure, ..) = vswap_sim::run(&setup, &program, 0, false);
+        assert_eq!(failure, None, "seed {seed}");
+    }
+}
+
 #[test]
 fn a_seed_repeats_itself() {
     for seed in 0..50 {

@@ -243,28 +243,28 @@ impl Server {
                 self.tenant.shares.store(true, Relaxed);
                 self.shared.meters.forks.fetch_add(1, Relaxed);
                 debug!(target: "fork", "process {}: a child, number {}", self.pid(), key.0);
+                self.look_at_order();
                 self.space.input(Input::Fork(key));
             }
             Message::Remap { from, to, len } => {
-                if self.space.asks_for_order() {
-                    self.space.set_sole_thread(self.sole_thread());
-                }
+                self.look_at_order();
                 self.space.input(Input::Remap { from, to, len });
             }
             Message::Remove { range } => self.space.input(Input::Remove(range)),
             Message::Unmap { range } => {
-                if self.space.asks_for_order() {
-                    self.space.set_sole_thread(self.sole_thread());
-                }
+                self.look_at_order();
                 self.space.input(Input::Unmap(range));
             }
         }
     }
 
-    /// Whether the program has one thread beside the agent.
-    fn sole_thread(&self) -> bool {
-        let most = 1 + u32::from(self.port.agent.is_some());
-        process::status(self.pid()).is_ok_and(|status| status.threads <= most)
+    /// Where the order of events matters, tells whether the program has one thread beside the agent.
+    fn look_at_order(&mut self) {
+        if self.space.asks_for_order() {
+            let most = 1 + u32::from(self.port.agent.is_some());
+            let sole = process::status(self.pid()).is_ok_and(|status| status.threads <= most);
+            self.space.set_sole_thread(sole);
+        }
     }
 
     /// A thread of the address space was seen: of a forked child, that tells which process it is.

@@ -25,6 +25,14 @@ impl AddressSpace {
             return;
         }
         for range in unmapped {
+            let moved = self.window.as_ref().and_then(|window| window.ungranted.overlaps(&range).next());
+            if let Some(part) = moved {
+                let why = format!(
+                    "an mremap after a fork moves {:#x}, which the parent unmapped about then, and no gate orders them",
+                    part.start
+                );
+                return self.stop(part, why);
+            }
             for addr in self.table.addrs(range.clone()) {
                 if let Some(entry) = self.table.get(addr) {
                     self.table.insert(addr, Entry { dead: true, arrived: true, ..entry });
@@ -32,6 +40,9 @@ impl AddressSpace {
             }
             let window = self.open();
             window.unmapped.insert(range.clone());
+            if !window.children.is_empty() {
+                window.gone.insert(range.clone());
+            }
             window.arrived.insert(range);
         }
     }

@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use vswap_core::PAGE_SIZE;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
 /// A set of addresses, kept as disjoint half-open ranges; touching ranges are merged.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct RangeSet {
@@ -39,6 +43,11 @@ impl RangeSet {
             self.map.remove(&next);
         }
         self.map.insert(start, end);
+    }
+
+    /// Adds pages.
+    pub fn insert_pages(&mut self, addrs: &[u64]) {
+        addrs.iter().for_each(|&addr| self.insert(addr..addr + PAGE));
     }
 
     /// Takes a range out.
@@ -117,16 +126,6 @@ impl RangeSet {
         self.map.iter().map(|(&start, &end)| start..end)
     }
 
-    /// Replaces what is at `to` by what is at `from`, as mremap does; `from` is empty afterwards.
-    pub fn shift(&mut self, from: u64, to: u64, len: u64) {
-        let parts: Vec<_> = self.overlaps(&(from..from + len)).collect();
-        self.remove(to..to + len);
-        self.remove(from..from + len);
-        for part in parts {
-            self.insert(part.start - from + to..part.end - from + to);
-        }
-    }
-
     /// Bytes of memory that the set takes, about.
     pub fn footprint(&self) -> usize {
         self.map.len() * 24
@@ -143,14 +142,12 @@ mod tests {
     enum Op {
         Insert(u64, u64),
         Remove(u64, u64),
-        Shift(u64, u64, u64),
     }
 
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
             (0u64..60, 0u64..20).prop_map(|(a, n)| Op::Insert(a, n)),
             (0u64..60, 0u64..20).prop_map(|(a, n)| Op::Remove(a, n)),
-            (0u64..30, 40u64..70, 1u64..10).prop_map(|(a, b, n)| Op::Shift(a, b, n)),
         ]
     }
 
@@ -163,12 +160,6 @@ mod tests {
                 match op {
                     Op::Insert(a, n) => { set.insert(a..a + n); plain.extend(a..a + n); }
                     Op::Remove(a, n) => { set.remove(a..a + n); plain.retain(|x| !(a..a + n).contains(x)); }
-                    Op::Shift(a, b, n) => {
-                        set.shift(a, b, n);
-                        let moved: Vec<_> = (a..a + n).filter(|x| plain.contains(x)).collect();
-                        plain.retain(|x| !(b..b + n).contains(x) && !(a..a + n).contains(x));
-                        plain.extend(moved.iter().map(|x| x - a + b));
-                    }
                 }
                 let listed: BTreeSet<u64> = set.iter().flatten().collect();
                 prop_assert_eq!(&listed, &plain);

@@ -20,8 +20,6 @@ pub struct Rules {
     pub close_probes_arrivals: bool,
     /// Resident pages below a REMOVE are not evicted.
     pub owed: bool,
-    /// REMAP carries what is owed along.
-    pub owed_carried: bool,
     /// mremap growth is an arrival of zeros.
     pub growth: bool,
     /// The child's table is the parent's at FORK's place; off: as it is at the close.
@@ -36,6 +34,8 @@ pub struct Rules {
     pub register_drops_stale: bool,
     /// What was unmapped, may have arrived, and is mapped is a stop where nobody tells of growth.
     pub untold_growth: bool,
+    /// What an mremap took from where there were two owners in one window is a stop, where nobody tells of growth.
+    pub two_owners: bool,
     /// mremaps that no grant orders and that touch are a stop.
     pub touching_stop: bool,
     /// Guard pages take what was under them.
@@ -54,7 +54,6 @@ impl Default for Rules {
             newest_arrival_wins: true,
             close_probes_arrivals: true,
             owed: true,
-            owed_carried: true,
             growth: true,
             fork_in_place: true,
             fork_marked: true,
@@ -62,6 +61,7 @@ impl Default for Rules {
             register_confirm: true,
             register_drops_stale: true,
             untold_growth: true,
+            two_owners: true,
             touching_stop: true,
             guard: true,
             wipe: true,

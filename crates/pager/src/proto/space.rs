@@ -204,7 +204,7 @@ impl AddressSpace {
         !self.inherited.is_empty() && self.rules.fork_verified
     }
 
-    /// Whether the order of events matters: then the driver says, before an UNMAP or a REMAP, whether one thread runs.
+    /// Whether the order of events matters: then the driver says, before an UNMAP, a REMAP or a FORK, whether one thread runs.
     pub fn asks_for_order(&self) -> bool {
         self.granted.is_none() && !(self.gated && self.has_agent)
     }
@@ -231,7 +231,12 @@ impl AddressSpace {
         self.table = PageTable::default();
         self.free(slots, addrs);
         if let Some(window) = self.window.take() {
-            self.effects.push_back(Effect::Closed(window.children, Vec::new()));
+            // What several threads did and nobody has read is lost.
+            let mut gone = window.gone;
+            if !self.gated && !self.sole_thread {
+                gone.insert(0..!(PAGE - 1));
+            }
+            self.effects.push_back(Effect::Closed(window.children, gone.iter().collect()));
         }
     }
 

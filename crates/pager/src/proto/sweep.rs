@@ -112,7 +112,7 @@ impl AddressSpace {
             (Step::Registered(mapping), Answer::Done) if self.registered.covers(&mapping.range) => {
                 self.scan(&mapping)
             }
-            (Step::Registered(mapping), Answer::Done) => Some(Step::Register(mapping)),
+            (Step::Registered(mapping), Answer::Done) => Some(Step::Confirm(mapping)),
             (Step::Registered(mapping), Answer::Refused) if !self.holds(&mapping.range) => {
                 Some(Step::Register(mapping))
             }

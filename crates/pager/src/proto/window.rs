@@ -18,6 +18,9 @@
 //!    wait until the window closes;
 //! 5. the window closes at a quiet moment: marked slots die, except arrivals, where a probe of the page tells.
 //!
+//! Without the gate, or where nobody tells of growth, what has two readings is a stop: two mremaps of one window that touch; a page
+//! that was unmapped, may have arrived, and is mapped; a page that an mremap took from where there were two owners in this window.
+//!
 //! Here is what each change does to an open window; `fork.rs` has FORK, `close.rs` the close.
 
 use std::ops::Range;
@@ -38,6 +41,12 @@ pub(super) struct Window {
     pub(super) arrived: RangeSet,
     /// Both ends of mremaps that no grant of ours covers.
     pub(super) ungranted: RangeSet,
+    /// Pages that had a slot and that such an mremap has taken from their place, of several threads.
+    pub(super) left: RangeSet,
+    /// Pages whose slots a REMOVE of this window took, where nobody tells of growth.
+    pub(super) emptied: RangeSet,
+    /// What was unmapped more than once.
+    pub(super) twice: RangeSet,
     /// Children forked in this window.
     pub(super) children: Vec<ChildKey>,
     /// Nothing was left to read since the last event.
@@ -57,6 +66,9 @@ impl AddressSpace {
         // With one thread events come in order, and what was unmapped is dead, whatever grows over it.
         let in_order = self.sole_thread && self.asks_for_order() && self.rules.untold_growth;
         let window = self.open();
+        for again in window.unmapped.overlaps(&range).collect::<Vec<_>>() {
+            window.twice.insert(again);
+        }
         window.unmapped.insert(range.clone());
         if !window.children.is_empty() {
             window.gone.insert(range.clone());
@@ -77,6 +89,10 @@ impl AddressSpace {
         self.history.note(What::Removed, &range);
         self.open();
         self.settling.remove(range.clone());
+        if !self.growth_is_told() {
+            let emptied = self.table.addrs(range.clone());
+            self.open().emptied.insert_pages(&emptied);
+        }
         self.drop_slots(range.clone());
         if self.rules.owed {
             self.owed.insert(range);
@@ -114,6 +130,14 @@ impl AddressSpace {
             self.stop(source, why);
             return;
         }
+        if untold && !self.sole_thread && self.rules.two_owners {
+            let left = self.table.addrs(source.clone());
+            let window = self.open();
+            window.left.insert_pages(&left);
+            for part in window.emptied.overlaps(&source).collect::<Vec<_>>() {
+                window.left.insert(part);
+            }
+        }
         if in_order || !self.rules.remap_proves_source {
             let sure = |entry: &Entry| entry.dead && !(in_order && entry.arrived);
             let dead = self.table.iter(source.clone()).filter(|(_, entry)| sure(entry)).map(|(addr, _)| addr);
@@ -134,13 +158,8 @@ impl AddressSpace {
                 self.table.insert(addr - from + to, Entry { dead: false, arrived: true, ..entry });
             }
         }
-        if self.rules.owed_carried {
-            self.owed.shift(from, to, len);
-            self.settling.shift(from, to, len);
-        } else {
-            self.owed.remove(source.clone());
-            self.owed.remove(target.clone());
-        }
+        // A zap goes by address, and whoever is about to make one does not move the page meanwhile: what arrives owes nothing.
+        self.owed.remove(target.clone());
         // The source keeps its mark: with DONTUNMAP it lives on as it was; else its UNMAP takes the mark away.
         let wiped: Vec<_> = self.wiped.overlaps(&source).collect();
         self.wiped.remove(target.clone());

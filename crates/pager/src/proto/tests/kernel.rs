@@ -17,6 +17,7 @@ pub(super) struct Kernel {
     pub(super) children: Vec<(ChildKey, AddressSpace)>,
     pub(super) stops: Vec<String>,
     pub(super) closed: Vec<ChildKey>,
+    pub(super) gone: Vec<Range<u64>>,
 }
 
 impl Kernel {
@@ -119,7 +120,10 @@ impl Kernel {
                 Effect::Free(slots, _) => slots.iter().for_each(|s| *self.refs.get_mut(s).unwrap() -= 1),
                 Effect::Dup(slots) => slots.iter().for_each(|s| *self.refs.get_mut(s).unwrap() += 1),
                 Effect::Forked(key, child) => self.children.push((key, *child)),
-                Effect::Closed(keys, _) => self.closed.extend(keys),
+                Effect::Closed(keys, gone) => {
+                    self.closed.extend(keys);
+                    self.gone.extend(gone);
+                }
                 Effect::FailStop(why) => self.stops.push(why),
                 Effect::Served(_) | Effect::Wake(_) => {}
             }
