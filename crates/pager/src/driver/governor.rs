@@ -58,7 +58,7 @@ const UNSEEN: Duration = Duration::from_millis(10);
 /// By then it is one of those that stay without.
 const UNSEEN_MOST: Duration = Duration::from_millis(500);
 const LIMIT_EVERY: Duration = Duration::from_secs(1);
-/// Without an eviction for so long, waiting for one is pointless.
+/// If for so long there was neither more room nor more evicted, waiting for it is pointless.
 const NO_PROGRESS: Duration = Duration::from_millis(200);
 
 /// The highest figures so far.
@@ -120,7 +120,9 @@ pub struct Governor {
     tree_at: Instant,
     limit_now: u64,
     limit_at: Instant,
-    evictions: u64,
+    /// The most room, and the most evicted pages, since those who waited for memory were last let go.
+    most_room: i64,
+    most_evicted: u64,
     progress_at: Instant,
     looked_at: Instant,
     /// What the last look found, and how many looks in a row have found the same.
@@ -162,7 +164,8 @@ impl Governor {
             tree_at: long_ago,
             limit_now,
             limit_at: now,
-            evictions: 0,
+            most_room: i64::MIN,
+            most_evicted: 0,
             progress_at: now,
             looked_at: now,
             total: 0,
@@ -382,9 +385,15 @@ impl Governor {
 
     /// Whether waiting for the evictor makes sense.
     fn watch_progress(&mut self, tenants: &[Arc<Tenant>], room: i64, headroom: u64) {
-        let evictions = self.shared.meters.evictions.load(Relaxed);
-        if evictions != self.evictions || room > headroom as i64 {
-            self.evictions = evictions;
+        let evicted = self.shared.meters.evicted_now.load(Relaxed);
+        // Pages that leave and come back again make room for nobody.
+        let released = room > (headroom / 4) as i64;
+        if released {
+            (self.most_room, self.most_evicted) = (room, evicted);
+        }
+        if released || room > self.most_room || evicted > self.most_evicted {
+            self.most_room = self.most_room.max(room);
+            self.most_evicted = self.most_evicted.max(evicted);
             self.progress_at = Instant::now();
         }
         let hold = self.progress_at.elapsed() < NO_PROGRESS;

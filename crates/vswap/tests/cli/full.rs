@@ -1,6 +1,6 @@
-//! What happens when pages that do not compress find no place.
+//! What happens when pages that do not compress find no place, or too many cannot leave.
 
-use crate::harness::{assert_code, output, stderr, stdout, vswap};
+use crate::harness::{Scratch, assert_code, compiled, output, stderr, stdout, vswap};
 
 /// 96 MiB that do not compress, read until the pager has had time to notice; then a word.
 const INCOMPRESSIBLE: &str = "import os, sys, time, zlib
@@ -39,4 +39,15 @@ fn with_room_in_the_file_the_limit_holds() {
     assert_code(&done, 0);
     assert_eq!(stdout(&done), "right\n");
     assert!(!stderr(&done).contains("is full"), "{}", stderr(&done));
+}
+
+/// Pages that leave and come back all the time are no reason to let others wait for room.
+#[test]
+fn whoever_wants_memory_gets_it_if_nothing_makes_room() {
+    let dir = Scratch::new();
+    let held = compiled(&dir, "held.c");
+    let done = output(vswap().args(["run", "--memory", "40M"]).arg(held).args(["60", "400"]));
+    assert_code(&done, 0);
+    assert_eq!(stdout(&done), "400\n");
+    assert!(stderr(&done).contains("over the limit by"), "{}", stderr(&done));
 }
