@@ -102,14 +102,16 @@ fn steps() -> Vec<Step> {
     steps
 }
 
-/// Seeds of the simulator that no day before has run; the known ones are among the tests.
+/// With the gate, seeds of the simulator that no day before has run. Without it the same ones each time: there one seed in two
+/// millions is known to fail (SPECIFICATION, 1.5a), which says nothing of the change under test.
 fn simulator() -> [Step; 2] {
     let day = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 86_400;
-    [("with", "", 200_000), ("without", " --ungated", 100_000)].map(|(gate, option, seeds)| {
-        let first = day * seeds;
-        let name = format!("simulator {gate} the gate, the day's {seeds} seeds from {first}");
-        step(&name, &format!("cargo xtask sim --seed {first} --seeds {seeds}{option}"), &[], 600)
-    })
+    let line = |first: u64, seeds: u64| format!("cargo xtask sim --seed {first} --seeds {seeds}");
+    let first = day * 200_000;
+    [
+        step(&format!("simulator, the day's seeds from {first}"), &line(first, 200_000), &[], 600),
+        step("simulator without the gate", &(line(0, 100_000) + " --ungated"), &[], 600),
+    ]
 }
 
 /// Sums of the test harness's closing lines.
