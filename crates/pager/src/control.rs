@@ -115,7 +115,7 @@ pub struct Recent {
     pub stalled_ms: u64,
     /// Milliseconds in which at least one thread waited.
     pub stalled_some_ms: u64,
-    /// Milliseconds of them because memory was at its limit.
+    /// Milliseconds of `stalled_ms` because memory was at its limit.
     pub throttled_ms: u64,
     /// Faults.
     pub faults: u64,

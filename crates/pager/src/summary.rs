@@ -94,7 +94,7 @@ pub struct Summary {
     /// Milliseconds in which at least one thread waited for the pager: what `some` is in Linux's pressure stall information
     /// (Documentation/accounting/psi.rst).
     pub stalled_some_ms: u64,
-    /// Milliseconds of them spent because memory was at its limit.
+    /// Milliseconds of `stalled_ms` spent because memory was at its limit.
     pub throttled_ms: u64,
     /// Faults that waited for over a second (each was reported with its cause).
     pub slow_faults: u64,

@@ -92,9 +92,9 @@ pub struct Meters {
     pub stalled_ns: AtomicU64,
     /// Nanoseconds in which at least one thread waited.
     pub some_ns: AtomicU64,
-    /// When the last wait ended that is counted in them.
+    /// When the last wait ended that is counted in `some_ns`.
     some_until_ns: AtomicU64,
-    /// Nanoseconds of them because memory was short.
+    /// Nanoseconds of `stalled_ns` because memory was short.
     pub throttled_ns: AtomicU64,
     /// Faults that waited for over a second.
     pub slow_faults: AtomicU64,
