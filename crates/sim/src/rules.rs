@@ -85,6 +85,7 @@ rules! {
     "register-drops-stale", "slots below an unknown mapping stay", proto.register_drops_stale;
     "untold-growth", "what is mapped has not grown, though nobody would tell", proto.untold_growth;
     "two-owners", "what has moved is the first owner's, though nobody would tell of growth", proto.two_owners;
+    "fork-beside-move", "what moved about the time of a fork has moved for the child, though nobody would tell of growth", proto.fork_beside_move;
     "one-mremap", "mremaps run as they come, and nobody stops", one_mremap, proto.touching_stop;
     "still-while-moving", "events are read while a Move is in flight", still;
     "fence", "an agent goes on to move, whose batch was ended", fence;
@@ -96,7 +97,10 @@ rules! {
 
 /// Growth is told by whoever executes the calls that the gate stops; then the model is right before a window closes, too.
 const fn gated(name: &str) -> bool {
-    !matches!(name.as_bytes(), b"faults-wait" | b"untold-growth" | b"two-owners" | b"fork-verified")
+    !matches!(
+        name.as_bytes(),
+        b"faults-wait" | b"untold-growth" | b"two-owners" | b"fork-beside-move" | b"fork-verified"
+    )
 }
 
 /// Most are found within a second from seed 0. These are slow, so they start nearer.
@@ -106,6 +110,7 @@ const fn first(name: &str) -> u64 {
         b"faults-wait" => 11_000,
         b"remap-proves-source" => 19_500,
         b"untold-growth" => 23_000,
+        b"fork-beside-move" => 3_793_000,
         _ => 0,
     }
 }

@@ -76,6 +76,7 @@ rules_that_bite! {
     growth = "growth";
     untold_growth = "untold-growth";
     fork_verified = "fork-verified";
+    fork_beside_move = "fork-beside-move";
     fork_in_place = "fork-in-place";
     fork_marked = "fork-marked";
     register_confirm = "register-confirm";

@@ -65,8 +65,8 @@ impl AddressSpace {
             }
             Answer::Done if !self.growth_is_told() => {
                 let why = format!(
-                    "what was unmapped at {addr:#x} is mapped: it has come back, or an mremap has grown over it, and no gate \
-                     orders them"
+                    "what was unmapped at {addr:#x}, or moved there about the time of a fork, is mapped: it has come back, \
+                     or an mremap has grown over it, and no gate orders them"
                 );
                 return self.stop(addr..addr + PAGE, why);
             }

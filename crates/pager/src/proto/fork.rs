@@ -74,6 +74,18 @@ impl AddressSpace {
                 }
             }
         }
+        let mut unmapped = window.unmapped;
+        if self.rules.fork_beside_move {
+            // Nor does anybody know whether the child has since grown a mapping over where the call would have put them.
+            for range in window.beside.iter() {
+                for addr in table.addrs(range) {
+                    if let Some(entry) = table.get(addr) {
+                        table.insert(addr, Entry { dead: true, arrived: true, ..entry });
+                        unmapped.insert(addr..addr + PAGE);
+                    }
+                }
+            }
+        }
         for range in self.wiped.iter().filter(|_| self.rules.wipe) {
             for addr in table.addrs(range) {
                 table.remove(addr);
@@ -86,7 +98,7 @@ impl AddressSpace {
             inherited: self.registered.clone(),
             owed: self.owed.clone(),
             wiped: self.wiped.clone(),
-            window: Some(Window { unmapped: window.unmapped, arrived, ..Window::default() }),
+            window: Some(Window { unmapped, arrived, ..Window::default() }),
             has_agent: false,
             born_untold: !self.growth_is_told(),
             parent_open: true,

@@ -36,6 +36,8 @@ pub struct Rules {
     pub untold_growth: bool,
     /// What an mremap took from where there were two owners in one window is a stop, where nobody tells of growth.
     pub two_owners: bool,
+    /// What an mremap of another thread brought about the time of a fork is in doubt in the child, where nobody tells of growth.
+    pub fork_beside_move: bool,
     /// mremaps that no grant orders and that touch are a stop.
     pub touching_stop: bool,
     /// Guard pages take what was under them.
@@ -62,6 +64,7 @@ impl Default for Rules {
             register_drops_stale: true,
             untold_growth: true,
             two_owners: true,
+            fork_beside_move: true,
             touching_stop: true,
             guard: true,
             wipe: true,

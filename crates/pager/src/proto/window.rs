@@ -41,6 +41,8 @@ pub(super) struct Window {
     pub(super) arrived: RangeSet,
     /// Both ends of mremaps that no grant of ours covers.
     pub(super) ungranted: RangeSet,
+    /// What such mremaps of several threads brought: a fork that is read later may have been made before.
+    pub(super) beside: RangeSet,
     /// Pages that had a slot and that such an mremap has taken from their place, of several threads.
     pub(super) left: RangeSet,
     /// Pages whose slots a REMOVE of this window took, where nobody tells of growth.
@@ -121,6 +123,9 @@ impl AddressSpace {
         window.unmapped.remove(target.clone());
         let in_order = !granted && self.sole_thread;
         let untold = !granted && !self.growth_is_told();
+        if untold && !self.sole_thread {
+            self.open().beside.insert(target.clone());
+        }
         let open_to_doubt = |entry: Entry| entry.dead && (untold || (doubtful && !entry.arrived));
         if self.table.iter(source.clone()).any(|(_, entry)| open_to_doubt(entry)) {
             // Unmapped, and alive after all, or grown over since: nobody has told.

@@ -184,6 +184,29 @@ fn what_a_child_has_moved_before_its_parents_events_were_read_is_in_doubt() {
 }
 
 #[test]
+fn what_several_threads_moved_before_a_fork_was_read_is_in_doubt_in_the_child() {
+    // Perhaps the fork came first, and the child has grown a mapping over B since.
+    for (sole, mapped) in [(false, true), (false, false), (true, true)] {
+        let (mut kernel, mut space) = ungated(1);
+        space.set_sole_thread(sole);
+        space.input(Input::Remap { from: A, to: B, len: PAGE });
+        space.input(Input::Fork(ChildKey(1)));
+        kernel.run(&mut space);
+        let (_, mut child) = kernel.children.pop().unwrap();
+        if mapped {
+            kernel.registered.insert(B..B + PAGE);
+        }
+        child.input(Input::ParentClosed(Vec::new()));
+        settle(&mut kernel, &mut child);
+        match (sole, mapped) {
+            (true, _) => assert!(kernel.stops.is_empty() && child.evicted() == 1, "the order is known"),
+            (false, true) => assert_stopped(&kernel, B),
+            (false, false) => assert!(kernel.stops.is_empty() && child.evicted() == 0, "it is not there"),
+        }
+    }
+}
+
+#[test]
 fn what_a_parents_parent_unmapped_is_told_to_a_grandchild() {
     let (mut kernel, mut space) = ungated(2);
     space.input(Input::Fork(ChildKey(1)));
