@@ -17,7 +17,7 @@
 //! | the lock is dropped, the event is queued | `Micro::Queue`, any time later: so events arrive in another order than the changes were made |
 //! | read() takes a message: faults first, then events in the order in which they were queued | `read_message` |
 //! | the thread wakes, the count goes down | `Micro::Woken`, any time after the read |
-//! | madvise: REMOVE, then the zap, for one mapping after the other | `Micro::Zap`, a page at a time; where nothing is registered it is one step with the check |
+//! | madvise: REMOVE, then the zap, which may come long after the thread has woken, for one mapping after the other | `Micro::Zap`, a page at a time; where nothing is registered it is one step with the check |
 //! | mremap: UNMAP of the target, REMAP with the old or the new length, UNMAP of tail and source, each slept on | `remap` |
 //! | growth, in place or moved; mmap, mprotect, mlock, MADV_GUARD_INSTALL, MADV_WIPEONFORK | no event |
 //! | fork: pages shared (MOVE answers EBUSY for ever, until un-shared), FORK if anything registered is inherited, the child starts when it was read | `fork` |

@@ -107,8 +107,8 @@ const fn gated(name: &str) -> bool {
 const fn first(name: &str) -> u64 {
     match name.as_bytes() {
         b"register-confirm" => 10_500,
-        b"faults-wait" => 11_000,
-        b"remap-proves-source" => 19_500,
+        b"faults-wait" => 13_000,
+        b"remap-proves-source" => 29_000,
         b"untold-growth" => 23_000,
         b"fork-beside-move" => 3_793_000,
         _ => 0,

@@ -33,6 +33,10 @@ impl World<'_> {
             Micro::Woken => {
                 self.spaces[s].changing -= 1;
                 note!(self, "P{s} T{t}: wakes; {} changes are counted", self.spaces[s].changing);
+                // A REMOVE's zap may come long after: nothing is counted meanwhile, and the window may close.
+                if let Some(Micro::Zap(..)) = self.threads[t].micros.front() {
+                    self.threads[t].until = self.delay(2);
+                }
             }
             Micro::Zap(page, free) => self.zap(s, page, free),
             Micro::Discarded(range, free) => {
