@@ -33,6 +33,8 @@ pub struct Config {
     pub wide_check: bool,
     /// The tree is ended when at least one thread waited for pages in more than this share of the last ten seconds, in percent.
     pub max_stall: Option<u8>,
+    /// Cold pages leave below the limit, too, as long as threads wait for pages in less than 0.1 % of the time.
+    pub proactive: bool,
     /// The program itself may run without an agent; its children may in any case.
     pub allow_unpaged: bool,
     /// Nothing is said on standard error but why the tree was ended.

@@ -190,6 +190,14 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..100))]
     pub(crate) max_stall: Option<u8>,
 
+    /// Evict what is cold below the limit, too, as long as CMD hardly notices
+    ///
+    /// For hosts that others share: memory that CMD does not use is compressed, or spilled, within minutes. A little is tried each
+    /// second, and less if CMD then waits for it: its threads wait for pages in less than 0.1 % of the time, until it turns to
+    /// what it has not used for long.
+    #[arg(long)]
+    pub(crate) proactive: bool,
+
     /// Directory for the spill file, on a file system that is not in memory
     ///
     /// The file has no name, grows as it is needed and is gone when vswap ends. [default: the first of $TMPDIR,

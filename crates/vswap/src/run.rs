@@ -173,6 +173,7 @@ fn configure(options: &RunOptions) -> Result<(Config, Vec<String>), Failure> {
         spill: decision.spill,
         wide_check: options.wide_check,
         max_stall: options.max_stall,
+        proactive: options.proactive,
         allow_unpaged: options.allow_unpaged,
         quiet: options.quiet,
     };

@@ -20,12 +20,13 @@ use super::alone::deserted;
 use super::entrance::Entrance;
 use super::headroom::Headroom;
 use super::pace::Pace;
+use super::proactive::Proactive;
 use super::server::Server;
 use super::share::PoolShare;
 use super::shared::Shared;
 use super::tenant::Tenant;
 use crate::proto::BATCH_PAGES;
-use crate::{Backing, Limit};
+use crate::{Backing, Config, Limit};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Pages of an agent's stack and state, in shared memory.
@@ -107,6 +108,8 @@ pub struct Governor {
     /// None without a tier below the pool. Where there is one, its being full is an error, not a choice of the user's.
     pool_share: Option<PoolShare>,
     headroom: Headroom,
+    /// If the user wants cold pages to leave below the limit, too.
+    proactive: Option<Proactive>,
     peaks: Arc<Mutex<Peaks>>,
     /// The guardian's.
     family: Family,
@@ -137,12 +140,13 @@ impl Governor {
         shared: Arc<Shared>,
         gate: Option<Arc<Gate>>,
         entrance: Arc<Entrance>,
-        limit: Limit,
+        config: &Config,
         pool_share: Option<PoolShare>,
         guardian: u32,
         peaks: Arc<Mutex<Peaks>>,
     ) -> std::io::Result<Self> {
         let now = Instant::now();
+        let limit = config.limit;
         let limit_now = limit.bytes(0);
         peaks.lock().limit = limit_now;
         let long_ago = now.checked_sub(Duration::from_secs(60)).unwrap_or(now);
@@ -153,6 +157,7 @@ impl Governor {
             limit,
             pool_share,
             headroom: Headroom::new(now),
+            proactive: config.proactive.then(|| Proactive::new(now)),
             peaks,
             family: Family::of(guardian),
             files: HashMap::new(),
@@ -225,12 +230,15 @@ impl Governor {
                 }
             }
         }
+        let stalled = self.shared.meters.some_ns.load(Relaxed);
+        let proactive = self.proactive.as_mut();
+        let cold = proactive.map_or(0, |it| it.look(Instant::now(), stalled, usage.tree / PAGE));
         let wished = self.shared.wish.missing(self.shared.meters.evictions.load(Relaxed));
         if room < headroom as i64 {
             let pages = (3 * headroom as i64 / 2 - room).max(0) as u64 / PAGE * 10 / YIELD_IN_TEN;
             self.reclaim(&tenants, pages.max(wished));
-        } else if wished > 0 {
-            self.reclaim(&tenants, wished);
+        } else if wished.max(cold) > 0 {
+            self.reclaim(&tenants, wished.max(cold));
         }
         let spare = (room - (limit / REGISTER_AT) as i64).max(0) as u64;
         self.calm = if total == self.total { (self.calm + 1).min(CALM) } else { 0 };

@@ -137,7 +137,7 @@ impl Hub {
             shared.clone(),
             gate.clone(),
             entrance.clone(),
-            config.limit,
+            &config,
             spills.then(|| PoolShare::new(pool_limit, Instant::now())),
             identity.guardian,
             peaks.clone(),

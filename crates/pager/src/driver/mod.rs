@@ -32,6 +32,7 @@ mod pace;
 mod pins;
 mod placement;
 mod port;
+mod proactive;
 mod reclaim;
 mod server;
 mod settle;

@@ -17,6 +17,7 @@ mod holder;
 mod hostile;
 mod idle;
 mod namespaces;
+mod proactive;
 mod recipes;
 mod scarcity;
 mod signals;
