@@ -18,6 +18,8 @@ pub const THREADS: usize = 3;
 pub const VFORK: usize = THREADS;
 /// The thread that a forked child is.
 pub const CHILD: usize = THREADS + 1;
+/// Where the heap of a forked child ends at first.
+const HEAP: usize = 600;
 /// Pages that there are addresses for.
 pub const PAGES: usize = 1100;
 
@@ -27,6 +29,8 @@ pub const PAGES: usize = 1100;
 pub enum Call {
     /// mmap(MAP_FIXED), over whatever is there.
     Map(Range<usize>),
+    /// The same, MAP_GROWSDOWN.
+    MapStack(Range<usize>),
     /// munmap.
     Unmap(Range<usize>),
     /// MADV_DONTNEED.
@@ -55,7 +59,13 @@ pub enum Call {
     Fork,
     /// A child that shares the memory (CLONE_VM) munmaps; the thread is [`VFORK`].
     Vfork(Range<usize>),
-    /// The process ends.
+    /// vfork; the child executes another program, as posix_spawn has it, or exits. Its exit status is the result.
+    Spawn { exec: bool },
+    /// A forked child moves the end of its heap by so many pages; where it is then is the result.
+    Brk(isize),
+    /// A forked child becomes another program.
+    Exec,
+    /// A forked child ends.
     Exit,
 }
 
@@ -106,7 +116,19 @@ pub enum There {
 /// The process.
 pub struct Bare<'a> {
     world: World<'a>,
-    reads: [Option<usize>; CHILD + 1],
+    results: [Shown; CHILD + 1],
+    heap: usize,
+}
+
+/// What the result of a thread's last call is.
+#[derive(Clone, Copy)]
+enum Shown {
+    /// As the kernel says.
+    Returned,
+    /// What is at a page.
+    Contents(usize),
+    /// A number of its own.
+    Number(usize),
 }
 
 impl<'a> Bare<'a> {
@@ -131,7 +153,11 @@ impl<'a> Bare<'a> {
     /// A process without memory.
     pub fn new(setup: &'a Setup) -> Self {
         let program = crate::Program { threads: vec![Vec::new(); THREADS] };
-        Self { world: World::new(setup, &program, 0, false), reads: [None; CHILD + 1] }
+        Self {
+            world: World::new(setup, &program, 0, false),
+            results: [Shown::Returned; CHILD + 1],
+            heap: HEAP,
+        }
     }
 
     /// The number that the world has for a thread.
@@ -148,9 +174,9 @@ impl<'a> Bare<'a> {
 
     /// Lets a thread begin a call; it goes on until it has to wait.
     pub fn start(&mut self, thread: usize, call: &Call) {
-        self.reads[thread] = None;
+        self.results[thread] = Shown::Returned;
         let micro = match call.clone() {
-            Call::Map(range) => Micro::Change(Change::Over(range)),
+            Call::Map(range) | Call::MapStack(range) => Micro::Change(Change::Over(range)),
             Call::Unmap(range) => Micro::Change(Change::Unmap(range)),
             Call::DontNeed(range) => Micro::Change(Change::Remove(range, false)),
             Call::Free(range) => Micro::Change(Change::Remove(range, true)),
@@ -165,7 +191,7 @@ impl<'a> Bare<'a> {
                 Micro::Agreed
             }
             Call::Read(page) => {
-                self.reads[thread] = Some(page);
+                self.results[thread] = Shown::Contents(page);
                 Micro::Access(page, Access::Read)
             }
             Call::Write(page, value) => {
@@ -179,12 +205,19 @@ impl<'a> Bare<'a> {
                 more: Vec::new(),
             }))),
             Call::Vfork(range) => {
-                let role = Role::Vfork { parent: 0, killed: true };
-                let child = self.world.new_thread(0, role, Vec::new());
-                self.world.threads[child].micros.push_back(Micro::Change(Change::Unmap(range)));
+                self.shares_memory(0, Micro::Change(Change::Unmap(range)));
                 return self.run();
             }
-            Call::Exit => Micro::Change(Change::Exit),
+            // By an exec it leaves the memory as by an exit.
+            Call::Spawn { .. } => Micro::Vforked(self.shares_memory(thread, Micro::EndVfork)),
+            Call::Brk(pages) => {
+                let (end, new) = (self.heap, self.heap.saturating_add_signed(pages));
+                self.heap = new;
+                self.results[thread] = Shown::Number(new);
+                Micro::Change(if new > end { Change::Over(end..new) } else { Change::Unmap(new..end) })
+            }
+            // The memory ends with either.
+            Call::Exec | Call::Exit => Micro::Change(Change::Exit),
         };
         let Some(t) = self.thread(thread) else { return };
         let thread = &mut self.world.threads[t];
@@ -194,6 +227,16 @@ impl<'a> Bare<'a> {
             thread.micros.extend(range.clone().map(|page| Micro::Access(page, Access::Populate)));
         }
         self.run();
+        if let Call::MapStack(range) = call {
+            self.world.spaces[0].mem.alter(range.clone(), |vma| vma.stack = true);
+        }
+    }
+
+    /// A child that shares the memory, and what it does.
+    fn shares_memory(&mut self, parent: usize, does: Micro) -> usize {
+        let child = self.world.new_thread(0, Role::Vfork { parent, killed: true }, Vec::new());
+        self.world.threads[child].micros.push_back(does);
+        child
     }
 
     /// Lets everybody go on who can.
@@ -221,13 +264,21 @@ impl<'a> Bare<'a> {
         if state.wait != Wait::No || !state.micros.is_empty() {
             return None;
         }
-        let value = self.reads[thread].map(|page| match self.world.spaces[state.space].mem.pte[page] {
-            Pte::Page { value, .. } => value as i64,
-            _ => 0,
-        });
-        // A fork's result names the child.
-        let result = state.result.filter(|_| self.world.spaces.len() == 1 || thread != 0);
-        value.or(result).or(Some(0))
+        Some(match self.results[thread] {
+            Shown::Contents(page) => match self.world.spaces[state.space].mem.pte[page] {
+                Pte::Page { value, .. } => value as i64,
+                _ => 0,
+            },
+            Shown::Number(number) => number as i64,
+            // A fork's result names the child.
+            Shown::Returned if self.world.spaces.len() > 1 && thread == 0 => 0,
+            Shown::Returned => state.result.unwrap_or(0),
+        })
+    }
+
+    /// Whether a thread sleeps until its event is read.
+    pub fn sleeps(&self, thread: usize) -> bool {
+        self.thread(thread).is_some_and(|t| self.world.threads[t].wait == Wait::Event)
     }
 
     /// What a read() says.

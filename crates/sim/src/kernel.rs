@@ -90,6 +90,13 @@ impl World<'_> {
         }
     }
 
+    /// A thread touches a page that is not mapped: it may be the next one of a stack.
+    pub fn grow_stack(&mut self, s: usize, by: usize, page: usize) -> Option<Vma> {
+        let (grown, vma) = self.spaces[s].mem.stack_above(page)?;
+        self.place(s, by, grown, vma);
+        Some(vma)
+    }
+
     /// A free range of the kernel's choice: often just where something was unmapped.
     fn choose(&mut self, s: usize, pages: usize) -> Option<usize> {
         let arena = self.setup.arena;
@@ -361,5 +368,13 @@ impl World<'_> {
 
 /// A mapping without flags.
 pub fn plain() -> Vma {
-    Vma { id: 0, registered: false, readonly: false, locked: false, wipe: false, dontfork: false }
+    Vma {
+        id: 0,
+        registered: false,
+        readonly: false,
+        locked: false,
+        wipe: false,
+        dontfork: false,
+        stack: false,
+    }
 }

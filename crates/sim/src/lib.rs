@@ -55,7 +55,8 @@
 //!
 //! # What is not modelled
 //!
-//! - Bytes: a page is one number. Huge pages, file mappings, shared memory, brk and growing stacks.
+//! - Bytes: a page is one number. Huge pages, file mappings, shared memory. Programs with a heap or a
+//!   growing stack: the kernel's part of those is there for `tests/conformance` alone.
 //! - An UNMAP that is lost (a killed vfork child) between a scan and its MOVE, with the address mapped anew in
 //!   between: MOVE then takes pages out of an unregistered mapping. Such runs are counted (`Stats::holes`) and given up.
 //! - Without the gate: guard pages, wipe-on-fork after registration and killed vfork children; and a child without an

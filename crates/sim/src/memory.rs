@@ -20,6 +20,8 @@ pub struct Vma {
     pub wipe: bool,
     /// MADV_DONTFORK.
     pub dontfork: bool,
+    /// MAP_GROWSDOWN: a touch below it makes it longer, and nobody is told.
+    pub stack: bool,
 }
 
 /// A page-table entry.
@@ -92,6 +94,12 @@ impl Memory {
     /// Whether any mapping of a range is registered.
     pub fn any_registered(&self, range: &Range<usize>) -> bool {
         range.clone().any(|p| self.vma[p].is_some_and(|vma| vma.registered))
+    }
+
+    /// What a touch of an unmapped page adds to the stack above it, and that stack.
+    pub fn stack_above(&self, page: usize) -> Option<(Range<usize>, Vma)> {
+        let (stack, vma) = self.mapping_from(page)?;
+        (vma.stack && stack.start > page).then_some((page..stack.start, vma))
     }
 
     /// Changes the flags of a range.

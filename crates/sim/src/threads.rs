@@ -131,13 +131,13 @@ impl World<'_> {
 
     fn access(&mut self, t: usize, p: usize, access: Access) {
         let s = self.threads[t].space;
-        let space = &mut self.spaces[s];
-        let Some(vma) = space.mem.vma[p] else {
+        let Some(vma) = self.spaces[s].mem.vma[p].or_else(|| self.grow_stack(s, t, p)) else {
             if !matches!(access, Access::Populate) {
                 self.fail(format!("P{s} T{t} touches page {p}, which is not mapped: the simulator is wrong"));
             }
             return;
         };
+        let space = &mut self.spaces[s];
         let write = !matches!(access, Access::Read);
         if write && vma.readonly {
             return;

@@ -200,4 +200,36 @@ pub(crate) const ROWS: &[Row] = &[
         k.registered(6..8);
         assert_eq!(k.call(Call::Unmap(0..8)), (0, vec![Said::Unmap(0..8)]));
     }),
+    ("a stack grows: no event; what is new is registered where the stack was", |k| {
+        k.quietly(Call::MapStack(600..602));
+        k.quietly(Call::Write(590, 7));
+        assert_eq!([k.there(589), k.there(590), k.there(591)], [There::Nothing, There::Page, There::Nothing]);
+        k.quietly(Call::Write(595, 8));
+        assert_eq!(k.command(0, Command::Register(590..602)), (0, 0));
+        // The first word of it is a fault in a page that nobody has registered.
+        k.faults(580, 9);
+        k.assert_registered(580..602, true);
+        k.assert_registered(579..580, false);
+        assert_eq!([k.read(590), k.read(595)], [7, 8]);
+    }),
+    ("events come in another order than their changes", |k| {
+        k.registered(0..2);
+        k.registered(10..12);
+        k.registered(20..22);
+        // What was at 0 is unmapped, and 10 has moved there: but the first is told first, and waited for.
+        k.start(0, Call::Move { old: 10..12, new: 0..2 });
+        k.queued(1);
+        k.start(1, Call::Move { old: 20..22, new: 10..12 });
+        k.appears(10);
+        k.asleep(1);
+        assert_eq!(k.due(0), Said::Unmap(0..2));
+        assert_eq!(k.due(0), Said::Remap { from: 20, to: 10, len: 2 }, "the second change");
+        let later = [k.due(0), k.due(0), k.due(0)];
+        let at = |said| later.iter().position(|other| *other == said).expect("it is said");
+        let first = at(Said::Remap { from: 10, to: 0, len: 2 });
+        assert!(first < at(Said::Unmap(10..12)), "what is unmapped there is what the first change has left");
+        at(Said::Unmap(20..22));
+        assert_eq!([k.end(0), k.end(1)], [0, 10]);
+        assert_eq!([k.read(0), k.read(10)], [1010, 1020]);
+    }),
 ];

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use vswap_sim::Setup;
-use vswap_sim::bare::{Bare, Call, Command, Said, There};
+use vswap_sim::bare::{Bare, CHILD, Call, Command, Said, There};
 
 /// A process with a userfaultfd: simulated, or real.
 pub(crate) trait Kernel {
@@ -20,6 +20,8 @@ pub(crate) trait Kernel {
     fn there(&mut self, page: usize) -> There;
     /// Waits until so many messages are queued, and reads none.
     fn queued(&mut self, messages: usize);
+    /// Waits until a thread, whose change can be seen, sleeps until its event is read.
+    fn asleep(&mut self, thread: usize);
     /// Kills the vfork child where it waits, and waits for its end.
     fn kill_vfork(&mut self);
     /// Lets time pass; gives up after too much of it.
@@ -72,6 +74,22 @@ impl dyn Kernel + '_ {
             if let Some(result) = self.returned(thread) {
                 return result;
             }
+            self.rest();
+        }
+    }
+
+    /// The forked child makes a call that says nothing.
+    pub(crate) fn child(&mut self, call: Call) -> i64 {
+        let text = format!("{call:?}");
+        self.start(CHILD, call);
+        let result = self.end(CHILD);
+        assert_eq!(self.message(1), None, "{text} has nothing to say");
+        result
+    }
+
+    /// Waits until something is at a page.
+    pub(crate) fn appears(&mut self, page: usize) {
+        while self.there(page) != There::Page {
             self.rest();
         }
     }
@@ -164,6 +182,10 @@ impl Kernel for Simulated<'_> {
 
     fn queued(&mut self, messages: usize) {
         assert_eq!(self.0.queued(), messages);
+    }
+
+    fn asleep(&mut self, thread: usize) {
+        assert!(self.0.sleeps(thread));
     }
 
     fn kill_vfork(&mut self) {

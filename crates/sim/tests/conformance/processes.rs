@@ -3,6 +3,7 @@
 use vswap_sim::bare::{CHILD, Call, Command, Said, There};
 
 use crate::Row;
+use crate::history::Kernel;
 
 pub(crate) const ROWS: &[Row] = &[
     ("fork: FORK; the child's is registered too, and faults on its own", |k| {
@@ -38,15 +39,32 @@ pub(crate) const ROWS: &[Row] = &[
         k.quietly(Call::Write(0, 5));
         assert_eq!(k.command(0, Command::Move(0..2, 0)), (1, libc::EAGAIN));
     }),
-    ("after its exit a process answers ESRCH, and ENOMEM to REGISTER", |k| {
-        k.registered(0..2);
+    ("exit: nothing; the process answers ESRCH, and ENOMEM to REGISTER", |k| leaves(k, Call::Exit)),
+    ("exec: nothing; the process answers as after an exit", |k| leaves(k, Call::Exec)),
+    ("brk: nothing where the heap grows, and what is new is not registered; UNMAP where it shrinks", |k| {
+        k.registered(0..1);
         assert_eq!(k.call(Call::Fork).1, [Said::Fork]);
-        k.start(CHILD, Call::Exit);
-        k.end(CHILD);
-        assert_eq!(k.command(1, Command::Probe(0)), (0, libc::ESRCH));
-        assert_eq!(k.command(1, Command::Copy(0, vec![1])), (0, libc::ESRCH));
-        assert_eq!(k.command(1, Command::Zero(0..1)), (0, libc::ESRCH));
-        assert_eq!(k.command(1, Command::Register(0..1)), (0, libc::ENOMEM));
+        let end = k.child(Call::Brk(4)) as usize;
+        assert_eq!(k.command(1, Command::Register(end - 4..end)), (0, 0));
+        assert_eq!(k.child(Call::Brk(3)) as usize, end + 3);
+        assert_eq!(k.command(1, Command::Probe(end - 1)), (0, 0));
+        assert_eq!(k.command(1, Command::Probe(end)), (0, libc::ENOENT));
+        assert_eq!(k.child(Call::Brk(-1)) as usize, end + 2);
+        k.start(CHILD, Call::Brk(-3));
+        assert_eq!(k.due(1), Said::Unmap(end - 1..end + 2));
+        assert_eq!(k.end(CHILD) as usize, end - 1);
+        assert_eq!(k.command(1, Command::Probe(end - 2)), (0, 0));
+        assert_eq!(k.command(1, Command::Probe(end - 1)), (0, libc::ENOENT));
+    }),
+    ("vfork and posix_spawn: nothing; it stays registered, and is not shared as after a fork", |k| {
+        k.registered(0..4);
+        for exec in [false, true] {
+            assert_eq!(k.quietly(Call::Spawn { exec }), 0);
+        }
+        k.assert_registered(0..4, true);
+        assert_eq!(k.read(3), 1003);
+        assert_eq!(k.command(0, Command::Move(0..4, 0)), (4, 0));
+        k.faults(1, 5);
     }),
     ("a child on our memory: its munmap says UNMAP here", |k| {
         k.registered(0..4);
@@ -70,3 +88,16 @@ pub(crate) const ROWS: &[Row] = &[
         },
     ),
 ];
+
+/// The forked child leaves its memory.
+fn leaves(k: &mut dyn Kernel, by: Call) {
+    k.registered(0..2);
+    assert_eq!(k.call(Call::Fork).1, [Said::Fork]);
+    assert_eq!(k.command(1, Command::Probe(0)), (0, 0));
+    assert_eq!(k.child(by), 0);
+    assert_eq!(k.command(1, Command::Probe(0)), (0, libc::ESRCH));
+    assert_eq!(k.command(1, Command::Copy(0, vec![1])), (0, libc::ESRCH));
+    assert_eq!(k.command(1, Command::Zero(0..1)), (0, libc::ESRCH));
+    assert_eq!(k.command(1, Command::Register(0..1)), (0, libc::ENOMEM));
+    assert_eq!(k.read(1), 1001);
+}

@@ -5,15 +5,17 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-use vswap_sim::bare::{CHILD, Call, Command, PAGES, Said, THREADS, There, VFORK};
+use vswap_sim::bare::{CHILD, Call, Command, PAGES, Said, THREADS, There};
 use vswap_sys::PAGE_SIZE;
 use vswap_sys::pagemap::{ENTRY_GUARD, Pagemap, is_there};
 use vswap_sys::process;
 use vswap_sys::uffd::{FEATURES, Message, Partial, RegisterMode, Uffd};
 
+use crate::children::{fork, spawn, vfork};
 use crate::history::Kernel;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -26,7 +28,7 @@ const MADV_GUARD_INSTALL: i32 = 102;
 const MADV_GUARD_REMOVE: i32 = 103;
 
 /// No row takes longer; a real thread may be waiting for us then.
-const SECONDS: u32 = 30;
+pub(crate) const SECONDS: u32 = 30;
 
 /// Ends this process when a row takes too long.
 pub(crate) fn limit_time() {
@@ -34,15 +36,15 @@ pub(crate) fn limit_time() {
     unsafe { libc::alarm(SECONDS) };
 }
 
-fn addr(page: usize) -> u64 {
+pub(crate) fn addr(page: usize) -> u64 {
     BASE + page as u64 * PAGE
 }
 
-fn bytes(range: &Range<usize>) -> Range<u64> {
+pub(crate) fn bytes(range: &Range<usize>) -> Range<u64> {
     addr(range.start)..addr(range.end)
 }
 
-fn page(addr: u64) -> usize {
+pub(crate) fn page(addr: u64) -> usize {
     (addr.wrapping_sub(BASE) / PAGE) as usize
 }
 
@@ -54,7 +56,7 @@ fn pages(range: Range<u64>) -> Range<usize> {
 pub(crate) struct Real {
     uffd: Uffd,
     staging: u64,
-    workers: Vec<(Sender<Call>, Receiver<i64>)>,
+    workers: Vec<Worker>,
     /// The forked child's descriptor, and the pipes to and from it.
     child: Option<Uffd>,
     pipes: Option<(OwnedFd, OwnedFd)>,
@@ -80,7 +82,7 @@ impl Real {
         uffd.register(staging..staging + length as u64, RegisterMode::WP).expect("staging");
         let (tell_child, child_tells) = channel();
         let (tell_vfork, vfork) = channel();
-        let workers = (0..THREADS).map(|_| worker(tell_child.clone(), tell_vfork.clone())).collect();
+        let workers = (0..THREADS).map(|_| Worker::start(tell_child.clone(), tell_vfork.clone())).collect();
         let waits_since = Instant::now();
         Self { uffd, staging, workers, child: None, pipes: None, child_tells, vfork, waits_since }
     }
@@ -124,14 +126,9 @@ impl Kernel for Real {
     fn start(&mut self, thread: usize, call: Call) {
         self.waits_since = Instant::now();
         if thread == CHILD {
-            let word = match call {
-                Call::Read(page) => addr(page),
-                Call::Exit => 0,
-                other => unreachable!("a child does not {other:?}"),
-            };
-            rustix::io::write(&self.pipes().0, &word.to_ne_bytes()).expect("the child listens");
+            rustix::io::write(&self.pipes().0, &crate::children::order(&call)).expect("the child listens");
         } else {
-            self.workers[thread].0.send(call).expect("the thread lives");
+            self.workers[thread].ask.send(call).expect("the thread lives");
         }
     }
 
@@ -147,7 +144,7 @@ impl Kernel for Real {
                 _ => Some(i64::from_ne_bytes(word)),
             };
         }
-        match self.workers[thread].1.try_recv() {
+        match self.workers[thread].answers.try_recv() {
             Ok(result) => Some(result),
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Disconnected) => panic!("thread {thread} has died"),
@@ -221,6 +218,18 @@ impl Kernel for Real {
         }
     }
 
+    fn asleep(&mut self, thread: usize) {
+        // With the lock of the mappings free again, nothing but its event keeps a thread in the state D.
+        let stat = self.workers[thread].task.join("stat");
+        loop {
+            let text = std::fs::read_to_string(&stat).expect("stat");
+            if text.rsplit_once(") ").expect("stat").1.starts_with('D') {
+                return;
+            }
+            self.rest();
+        }
+    }
+
     fn kill_vfork(&mut self) {
         let pid = self.vfork.recv_timeout(PATIENCE).expect("a vfork child");
         process::kill(pid as u32, libc::SIGKILL).expect("kill");
@@ -240,22 +249,35 @@ fn readable(fd: impl AsFd) -> bool {
 }
 
 /// A thread that makes calls, one after the other.
-fn worker(children: Sender<(OwnedFd, OwnedFd)>, vforks: Sender<i32>) -> (Sender<Call>, Receiver<i64>) {
-    let (ask, asked) = channel();
-    let (answer, answered) = channel();
-    std::thread::spawn(move || {
-        for call in asked {
-            let result = match call {
-                Call::Fork => fork(&children),
-                Call::Vfork(range) => vfork(range, &vforks),
-                call => make(&call),
-            };
-            if answer.send(result).is_err() {
-                return;
+struct Worker {
+    ask: Sender<Call>,
+    answers: Receiver<i64>,
+    /// Its directory below /proc.
+    task: PathBuf,
+}
+
+impl Worker {
+    fn start(children: Sender<(OwnedFd, OwnedFd)>, vforks: Sender<i32>) -> Self {
+        let (ask, asked) = channel();
+        let (answer, answers) = channel();
+        let (tell_task, task) = channel();
+        std::thread::spawn(move || {
+            let task = std::fs::read_link("/proc/thread-self").expect("proc");
+            tell_task.send(Path::new("/proc").join(task)).expect("the pager lives");
+            for call in asked {
+                let result = match call {
+                    Call::Fork => fork(&children),
+                    Call::Vfork(range) => vfork(range, &vforks),
+                    Call::Spawn { exec } => spawn(exec),
+                    call => make(&call),
+                };
+                if answer.send(result).is_err() {
+                    return;
+                }
             }
-        }
-    });
-    (ask, answered)
+        });
+        Self { ask, answers, task: task.recv().expect("the thread lives") }
+    }
 }
 
 fn make(call: &Call) -> i64 {
@@ -272,14 +294,16 @@ fn make(call: &Call) -> i64 {
         let moved = number(unsafe { libc::mremap(at(old.start), len(old), new_len, flags, new) });
         if moved < 0 { moved } else { page(moved as u64) as i64 }
     };
+    let map = |range: &Range<usize>, flags| {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | flags;
+        let rights = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a mapping in the arena (see the top).
+        let mapped = number(unsafe { libc::mmap(at(range.start), len(range), rights, flags, -1, 0) });
+        if mapped < 0 { mapped } else { page(mapped as u64) as i64 }
+    };
     let result = match call {
-        Call::Map(range) => {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-            let rights = libc::PROT_READ | libc::PROT_WRITE;
-            // SAFETY: a mapping in the arena (see the top).
-            let mapped = number(unsafe { libc::mmap(at(range.start), len(range), rights, flags, -1, 0) });
-            if mapped < 0 { mapped } else { page(mapped as u64) as i64 }
-        }
+        Call::Map(range) => map(range, 0),
+        Call::MapStack(range) => map(range, libc::MAP_GROWSDOWN),
         // SAFETY: a part of the arena (see the top).
         Call::Unmap(range) => i64::from(unsafe { libc::munmap(at(range.start), len(range)) }),
         Call::DontNeed(range) => advise(range, libc::MADV_DONTNEED),
@@ -307,56 +331,9 @@ fn make(call: &Call) -> i64 {
             unsafe { (addr(*page) as *mut u64).write_volatile(*value) };
             0
         }
-        Call::Fork | Call::Vfork(_) | Call::Exit => unreachable!("made elsewhere"),
+        Call::Fork | Call::Vfork(_) | Call::Spawn { .. } | Call::Brk(_) | Call::Exec | Call::Exit => {
+            unreachable!("made elsewhere")
+        }
     };
     if result == -1 { -i64::from(last()) } else { result }
 }
-
-/// A child that reads the pages it is told to, and exits when told so.
-fn fork(children: &Sender<(OwnedFd, OwnedFd)>) -> i64 {
-    let (into_read, into_write) = rustix::pipe::pipe().expect("pipe");
-    let (out_read, out_write) = rustix::pipe::pipe().expect("pipe");
-    children.send((into_write, out_read)).expect("the pager lives");
-    // SAFETY: the child of this process with threads makes system calls and reads words, nothing else, until it exits.
-    // The C library's fork would hold the allocator's locks until the pager has read FORK, and the pager allocates.
-    unsafe {
-        let pid = libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0);
-        if pid != 0 {
-            return pid.min(0);
-        }
-        // Not inherited: a child that nobody ends must not live on.
-        libc::alarm(SECONDS);
-        loop {
-            let mut word = 0u64;
-            if libc::read(into_read.as_raw_fd(), (&raw mut word).cast(), 8) != 8 || word == 0 {
-                libc::_exit(0);
-            }
-            let value = (word as *const u64).read_volatile();
-            libc::write(out_write.as_raw_fd(), (&raw const value).cast(), 8);
-        }
-    }
-}
-
-/// A child on our memory that unmaps a range.
-fn vfork(range: Range<usize>, vforks: &Sender<i32>) -> i64 {
-    extern "C" fn unmap(range: *mut libc::c_void) -> i32 {
-        // SAFETY: `vfork` leaks the range, and it lies in the arena.
-        unsafe {
-            let range = &*range.cast::<Range<u64>>();
-            libc::syscall(libc::SYS_munmap, range.start, range.end - range.start);
-        }
-        0
-    }
-    const STACK: usize = 64 << 10;
-    let stack: &'static mut [u128] = Box::leak(vec![0; STACK / 16].into_boxed_slice());
-    let range = Box::leak(Box::new(bytes(&range)));
-    // SAFETY: the child runs `unmap`, which makes one raw system call, on a stack of its own that is never freed.
-    let pid = unsafe {
-        let top = stack.as_mut_ptr().add(STACK / 16);
-        libc::clone(unmap, top.cast(), libc::CLONE_VM | libc::SIGCHLD, std::ptr::from_mut(range).cast())
-    };
-    vforks.send(pid).expect("the pager lives");
-    0
-}
-
-const _: () = assert!(VFORK == THREADS, "a vfork child is not one of the threads");
