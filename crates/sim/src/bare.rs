@@ -4,12 +4,14 @@
 use std::ops::Range;
 use std::rc::Rc;
 
+use vswap_pager::proto::Answer;
+
 use crate::kernel::{DONTUNMAP, FIXED, MAYMOVE};
 use crate::memory::Pte;
 use crate::oracle::Expect;
 use crate::program::Child;
-use crate::userfaultfd::{EAGAIN, ENOENT, Message};
-use crate::world::{Access, Change, Event, Micro, Pending, Role, Wait, World};
+use crate::userfaultfd::{EAGAIN, EINVAL, ENOENT, Message};
+use crate::world::{Access, Change, Event, Micro, Pending, Role, Wait, World, page, pages};
 use crate::{Rules, Setup};
 
 /// Threads of the process, from 0 on.
@@ -31,6 +33,8 @@ pub enum Call {
     Map(Range<usize>),
     /// The same, MAP_GROWSDOWN.
     MapStack(Range<usize>),
+    /// The same, MAP_SHARED.
+    MapShared(Range<usize>),
     /// munmap.
     Unmap(Range<usize>),
     /// MADV_DONTNEED.
@@ -47,6 +51,12 @@ pub enum Call {
     Guard(Range<usize>, bool),
     /// mprotect: to PROT_READ, or back.
     ReadOnly(Range<usize>, bool),
+    /// mprotect: to PROT_EXEC besides, or back.
+    Executable(Range<usize>, bool),
+    /// Pins pages as a driver does that writes to them (io_uring's registered buffers), or lets them go.
+    Pin(Range<usize>, bool),
+    /// MADV_POPULATE_WRITE.
+    Populate(Range<usize>),
     /// mlock or munlock.
     Lock(Range<usize>, bool),
     /// MADV_DONTFORK.
@@ -96,6 +106,8 @@ pub enum Command {
     Zero(Range<usize>),
     /// WRITEPROTECT of one page with mode 0.
     Probe(usize),
+    /// WAKE.
+    Wake(Range<usize>),
     /// MOVE to this page of the staging area.
     Move(Range<usize>, usize),
     /// UNREGISTER of the staging area, or REGISTER again.
@@ -176,7 +188,9 @@ impl<'a> Bare<'a> {
     pub fn start(&mut self, thread: usize, call: &Call) {
         self.results[thread] = Shown::Returned;
         let micro = match call.clone() {
-            Call::Map(range) | Call::MapStack(range) => Micro::Change(Change::Over(range)),
+            Call::Map(range) | Call::MapStack(range) | Call::MapShared(range) => {
+                Micro::Change(Change::Over(range))
+            }
             Call::Unmap(range) => Micro::Change(Change::Unmap(range)),
             Call::DontNeed(range) => Micro::Change(Change::Remove(range, false)),
             Call::Free(range) => Micro::Change(Change::Remove(range, true)),
@@ -190,6 +204,15 @@ impl<'a> Bare<'a> {
                 self.world.spaces[0].mem.alter(range, |vma| vma.dontfork = true);
                 Micro::Agreed
             }
+            Call::Executable(range, on) => {
+                self.world.spaces[0].mem.alter(range, |vma| vma.unlike = on);
+                Micro::Agreed
+            }
+            Call::Pin(range, on) => {
+                self.world.spaces[0].pinned = if on { range } else { 0..0 };
+                Micro::Agreed
+            }
+            Call::Populate(_) => Micro::Agreed,
             Call::Read(page) => {
                 self.results[thread] = Shown::Contents(page);
                 Micro::Access(page, Access::Read)
@@ -223,12 +246,14 @@ impl<'a> Bare<'a> {
         let thread = &mut self.world.threads[t];
         (thread.result, thread.finished) = (None, false);
         thread.micros.push_back(micro);
-        if let Call::Lock(range, true) = call {
+        if let Call::Lock(range, true) | Call::Populate(range) = call {
             thread.micros.extend(range.clone().map(|page| Micro::Access(page, Access::Populate)));
         }
         self.run();
-        if let Call::MapStack(range) = call {
-            self.world.spaces[0].mem.alter(range.clone(), |vma| vma.stack = true);
+        match call.clone() {
+            Call::MapStack(range) => self.world.spaces[0].mem.alter(range, |vma| vma.stack = true),
+            Call::MapShared(range) => self.world.spaces[0].mem.alter(range, |vma| vma.unlike = true),
+            _ => {}
         }
     }
 
@@ -307,6 +332,12 @@ impl<'a> Bare<'a> {
             }
             Command::Zero(range) => self.world.install(process, range.start, &vec![None; range.len()]),
             Command::Probe(page) => (0, self.world.probe(process, *page)),
+            Command::Wake(range) => {
+                self.world.wake(process, range.clone());
+                (0, 0)
+            }
+            // The caller is in process 0, and nobody moves pages of another one.
+            Command::Move(..) if process != 0 => (0, EINVAL),
             Command::Move(range, to) => self.world.move_pages(process, range.clone(), *to),
             Command::Fence(on) => {
                 self.world.spaces[process].fenced = *on;
@@ -325,6 +356,19 @@ impl<'a> Bare<'a> {
             Pte::Guard => There::Guard,
             Pte::Zero | Pte::Page { .. } => There::Page,
         }
+    }
+
+    /// PAGEMAP_SCAN: runs of so many pages at most, and where it goes on.
+    pub fn scan(&self, range: Range<usize>, most: usize) -> (Vec<Range<usize>>, usize) {
+        match self.world.scan(0, &range, most) {
+            Answer::Scanned(runs, next) => (runs.iter().map(pages).collect(), page(next)),
+            other => unreachable!("a scan does not answer {other:?}"),
+        }
+    }
+
+    /// The mapping at a page, or the next one above.
+    pub fn mapping(&self, page: usize) -> Option<Range<usize>> {
+        self.world.spaces[0].mem.mapping_from(page).map(|(range, _)| range)
     }
 
     /// Messages that wait to be read.

@@ -384,7 +384,8 @@ impl World<'_> {
         Answer::Installed(done as u64, stop)
     }
 
-    fn scan(&self, s: usize, range: &Range<usize>, most: usize) -> Answer {
+    /// PAGEMAP_SCAN: pages that are there, but for the zero page.
+    pub fn scan(&self, s: usize, range: &Range<usize>, most: usize) -> Answer {
         let mut runs: Vec<Range<u64>> = Vec::new();
         let mut found = 0;
         for p in range.clone() {

@@ -372,6 +372,7 @@ pub fn plain() -> Vma {
         id: 0,
         registered: false,
         readonly: false,
+        unlike: false,
         locked: false,
         wipe: false,
         dontfork: false,

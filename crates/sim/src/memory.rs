@@ -14,6 +14,8 @@ pub struct Vma {
     pub registered: bool,
     /// PROT_READ alone.
     pub readonly: bool,
+    /// Executable, or shared: not as staging is.
+    pub unlike: bool,
     /// mlocked.
     pub locked: bool,
     /// MADV_WIPEONFORK.

@@ -122,7 +122,7 @@ impl World<'_> {
             return (0, EINVAL);
         }
         let Some(vma) = self.spaces[s].mem.vma[from.start] else { return (0, ENOENT) };
-        if vma.readonly || vma.locked || self.spaces[s].mem.single(&from).is_none() {
+        if vma.readonly || vma.unlike || vma.locked || self.spaces[s].mem.single(&from).is_none() {
             return (0, EINVAL);
         }
         let pinned = self.whim(64);
@@ -135,7 +135,7 @@ impl World<'_> {
                 Pte::None => Err(ENOENT),
                 Pte::Guard => Err(EFAULT),
                 Pte::Page { cow: true, .. } => Err(EBUSY),
-                Pte::Page { .. } | Pte::Zero if pinned => Err(EBUSY),
+                Pte::Page { .. } | Pte::Zero if pinned || space.pinned.contains(&p) => Err(EBUSY),
                 Pte::Page { value, .. } => Ok(value),
                 Pte::Zero => Ok(0),
             };

@@ -86,6 +86,8 @@ pub struct Space {
     /// Children whose FORK was not read.
     pub forking: Vec<usize>,
     pub agent: Option<usize>,
+    /// Where a driver writes: pinned for long, as io_uring's registered buffers are.
+    pub pinned: Range<usize>,
     /// Where something was unmapped last.
     pub freed: usize,
     pub pager: Pager,
@@ -344,6 +346,7 @@ impl<'a> World<'a> {
             gone: false,
             forking: Vec::new(),
             agent: None,
+            pinned: 0..0,
             freed: 0,
             pager: Pager {
                 space: state,

@@ -109,6 +109,26 @@ pub(crate) const ROWS: &[Row] = &[
         k.quietly(Call::ReadOnly(0..2, false));
         assert_eq!(k.command(0, Command::Move(0..5, 0)), (5, 0));
     }),
+    ("MOVE of executable or shared memory: EINVAL", |k| {
+        k.registered(0..4);
+        k.quietly(Call::Executable(1..2, true));
+        assert_eq!(k.command(0, Command::Move(1..2, 0)), (0, libc::EINVAL));
+        k.quietly(Call::Executable(1..2, false));
+        assert_eq!(k.command(0, Command::Move(1..2, 0)), (1, 0));
+        k.quietly(Call::MapShared(8..10));
+        k.quietly(Call::Write(8, 7));
+        assert_eq!(k.command(0, Command::Move(8..9, 1)), (0, libc::EINVAL));
+        assert_eq!([k.read(0), k.read(8)], [1000, 7]);
+    }),
+    ("MOVE of what is pinned: EBUSY, until it is let go", |k| {
+        k.registered(0..4);
+        assert_eq!(k.quietly(Call::Pin(1..3, true)), 0);
+        assert_eq!(k.command(0, Command::Move(1..3, 0)), (0, libc::EBUSY));
+        assert_eq!(k.command(0, Command::Move(0..4, 0)), (1, libc::EAGAIN));
+        assert_eq!([k.read(1), k.read(2)], [1001, 1002]);
+        assert_eq!(k.quietly(Call::Pin(1..3, false)), 0);
+        assert_eq!(k.command(0, Command::Move(1..4, 1)), (3, 0));
+    }),
     ("MOVE takes the zero page", |k| {
         k.quietly(Call::Map(0..2));
         assert_eq!(k.command(0, Command::Register(0..2)), (0, 0));
@@ -138,6 +158,37 @@ pub(crate) const ROWS: &[Row] = &[
         k.quietly(Call::Guard(1..5, false));
         assert_eq!([k.there(1), k.there(2), k.there(3)], [There::Nothing, There::Page, There::Nothing]);
         k.faults(3, 3);
+    }),
+    ("WAKE brings nothing: the thread faults again", |k| {
+        k.registered(0..2);
+        assert_eq!(k.command(0, Command::Move(0..1, 0)), (1, 0));
+        k.start(1, Call::Read(0));
+        for _ in 0..2 {
+            assert_eq!(k.due(0), Said::Fault { page: 0, write: false });
+            assert_eq!(k.command(0, Command::Wake(0..1)), (0, 0));
+        }
+        assert_eq!(k.due(0), Said::Fault { page: 0, write: false });
+        assert_eq!(k.command(0, Command::Copy(0, vec![3])), (1, 0));
+        assert_eq!(k.end(1), 3);
+    }),
+    ("PAGEMAP_SCAN finds pages: no hole, no guard, not the zero page", |k| {
+        k.registered(0..10);
+        assert_eq!(k.command(0, Command::Move(2..4, 0)), (2, 0));
+        assert_eq!(k.command(0, Command::Zero(2..3)), (1, 0));
+        k.quietly(Call::Guard(6..7, true));
+        assert_eq!(k.scan(0..12, 100), (vec![0..2, 4..6, 7..10], 12));
+        assert_eq!(k.scan(0..12, 3), (vec![0..2, 4..5], 5));
+        assert_eq!(k.scan(5..12, 2), (vec![5..6, 7..8], 8));
+    }),
+    ("PROCMAP_QUERY tells the mapping, or the next one: REGISTER splits and joins them", |k| {
+        k.filled(2..10);
+        k.filled(20..22);
+        assert_eq!(k.command(0, Command::Register(4..6)), (0, 0));
+        assert_eq!([k.mapping(0), k.mapping(2)], [Some(2..4), Some(2..4)]);
+        assert_eq!([k.mapping(5), k.mapping(6), k.mapping(9)], [Some(4..6), Some(6..10), Some(6..10)]);
+        assert_eq!(k.mapping(10), Some(20..22));
+        assert_eq!(k.command(0, Command::Register(2..10)), (0, 0));
+        assert_eq!(k.mapping(6), Some(2..10));
     }),
     ("faults are read before events", |k| {
         k.registered(0..4);

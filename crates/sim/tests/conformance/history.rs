@@ -18,6 +18,10 @@ pub(crate) trait Kernel {
     fn command(&mut self, process: usize, command: Command) -> (usize, i32);
     /// What is at a page, as pagemap tells.
     fn there(&mut self, page: usize) -> There;
+    /// What PAGEMAP_SCAN finds as the pager asks, so many pages at most, and where it goes on.
+    fn scan(&mut self, range: Range<usize>, most: usize) -> (Vec<Range<usize>>, usize);
+    /// The mapping at a page, or the next one above, as PROCMAP_QUERY tells.
+    fn mapping(&mut self, page: usize) -> Option<Range<usize>>;
     /// Waits until so many messages are queued, and reads none.
     fn queued(&mut self, messages: usize);
     /// Waits until a thread, whose change can be seen, sleeps until its event is read.
@@ -178,6 +182,14 @@ impl Kernel for Simulated<'_> {
 
     fn there(&mut self, page: usize) -> There {
         self.0.there(page)
+    }
+
+    fn scan(&mut self, range: Range<usize>, most: usize) -> (Vec<Range<usize>>, usize) {
+        self.0.scan(range, most)
+    }
+
+    fn mapping(&mut self, page: usize) -> Option<Range<usize>> {
+        self.0.mapping(page)
     }
 
     fn queued(&mut self, messages: usize) {

@@ -9,12 +9,16 @@
 //!
 //! | the notes | here |
 //! | --- | --- |
-//! | REGISTER, COPY, ZEROPAGE, WRITEPROTECT from outside | `commands.rs`: REGISTER.., COPY and ZEROPAGE.., the probe; on a process that is not the caller's: `processes.rs`, fork |
-//! | MOVE: EAGAIN while a change is under way | `assert_counted` in every row of `changes.rs` that waits for an event |
-//! | MOVE: EBUSY, shared by fork, even when the child is dead | `processes.rs`: MOVE of what a fork shares |
+//! | the pager can REGISTER, COPY, ZEROPAGE, WRITEPROTECT, and not MOVE | `processes.rs`: commands on another process; what each answers: `commands.rs` |
+//! | WAKE; UNREGISTER | `commands.rs`: WAKE brings nothing; MOVE to staging that is not registered |
+//! | PAGEMAP_SCAN, PROCMAP_QUERY | `commands.rs`: the rows of those names |
+//! | MADV_POPULATE_WRITE by the agent | `processes.rs`: the row of that name |
+//! | MOVE: EAGAIN while a change is under way | `assert_counted` in the rows of `changes.rs` |
+//! | MOVE: EBUSY, pinned; shared by fork, even when the child is dead | `commands.rs`: MOVE of what is pinned; `processes.rs`: MOVE of what a fork shares |
 //! | MOVE: ENOENT, a hole; EEXIST | `commands.rs`: MOVE and a hole, MOVE to where something is |
-//! | MOVE: EINVAL, read-only, mlocked, crosses a mapping | `commands.rs`: MOVE of read-only.. |
+//! | MOVE: EINVAL, read-only, mlocked, RWX, shared, crosses a mapping, other address space | `commands.rs`: MOVE of read-only.., of executable..; `processes.rs`: commands on another process |
 //! | MOVE out of an unregistered mapping succeeds, the program reads zeros | `commands.rs`: the row of that name |
+//! | POISON, process_vm_readv | the protocol has no command for either |
 //! | MOVE says less than it did | no small history: a race that the kernel loses in one call of 5,000. `--without staging-truth` shows what believing it costs |
 //!
 //! Section 3, events:

@@ -39,6 +39,35 @@ pub(crate) const ROWS: &[Row] = &[
         k.quietly(Call::Write(0, 5));
         assert_eq!(k.command(0, Command::Move(0..2, 0)), (1, libc::EAGAIN));
     }),
+    ("MADV_POPULATE_WRITE ends the sharing of a fork, and faults where nothing is", |k| {
+        k.registered(0..4);
+        assert_eq!(k.command(0, Command::Move(3..4, 0)), (1, 0));
+        assert_eq!(k.call(Call::Fork).1, [Said::Fork]);
+        k.quietly(Call::Populate(0..2));
+        assert_eq!(k.command(0, Command::Move(0..3, 1)), (2, libc::EAGAIN));
+        k.start(0, Call::Populate(2..4));
+        assert_eq!(k.due(0), Said::Fault { page: 3, write: true });
+        assert_eq!(k.command(0, Command::Copy(3, vec![4])), (1, 0));
+        assert_eq!(k.finish(0), (0, vec![]));
+        assert_eq!([k.read(2), k.read(3)], [1002, 4]);
+        assert_eq!(k.child(Call::Read(1)), 1001);
+    }),
+    ("commands on another process: all but MOVE", |k| {
+        k.registered(0..4);
+        k.filled(6..7);
+        assert_eq!(k.command(0, Command::Move(1..3, 0)), (2, 0));
+        assert_eq!(k.call(Call::Fork).1, [Said::Fork]);
+        assert_eq!(k.command(1, Command::Move(0..1, 4)), (0, libc::EINVAL));
+        assert_eq!(k.command(1, Command::Zero(1..2)), (1, 0));
+        assert_eq!(k.command(1, Command::Copy(2, vec![9])), (1, 0));
+        assert_eq!(k.command(1, Command::Register(6..7)), (0, 0));
+        assert_eq!(k.command(1, Command::Probe(6)), (0, 0));
+        assert_eq!(k.command(0, Command::Probe(6)), (0, libc::ENOENT));
+        for (page, value) in [(0, 1000), (1, 0), (2, 9), (6, 1006)] {
+            assert_eq!(k.child(Call::Read(page)), value);
+        }
+        assert_eq!([k.there(1), k.there(2)], [There::Nothing, There::Nothing]);
+    }),
     ("exit: nothing; the process answers ESRCH, and ENOMEM to REGISTER", |k| leaves(k, Call::Exit)),
     ("exec: nothing; the process answers as after an exit", |k| leaves(k, Call::Exec)),
     ("brk: nothing where the heap grows, and what is new is not registered; UNMAP where it shrinks", |k| {

@@ -4,13 +4,14 @@
 //! where nothing else is, no Rust object lives in it, and it is touched by volatile access to single words only.
 
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use vswap_sim::bare::{CHILD, Call, Command, PAGES, Said, THREADS, There};
 use vswap_sys::PAGE_SIZE;
+use vswap_sys::maps::Maps;
 use vswap_sys::pagemap::{ENTRY_GUARD, Pagemap, is_there};
 use vswap_sys::process;
 use vswap_sys::uffd::{FEATURES, Message, Partial, RegisterMode, Uffd};
@@ -95,12 +96,13 @@ impl Real {
         self.pipes.get_or_insert_with(|| self.child_tells.recv_timeout(PATIENCE).expect("a child was forked"))
     }
 
-    fn move_pages(&self, from: &Range<usize>, to: usize) -> (usize, i32) {
+    fn move_pages(&self, process: usize, from: &Range<usize>, to: usize) -> (usize, i32) {
         let from = bytes(from);
         let mut request = [self.staging + to as u64 * PAGE, from.start, from.end - from.start, 1, 0];
         // SAFETY: the request lives, and has the size that is part of the command; the pages it names are those of the
         // arena and of staging, where no Rust object lives.
-        let answer = unsafe { libc::ioctl(self.uffd.as_fd().as_raw_fd(), UFFDIO_MOVE, request.as_mut_ptr()) };
+        let answer =
+            unsafe { libc::ioctl(self.uffd(process).as_fd().as_raw_fd(), UFFDIO_MOVE, request.as_mut_ptr()) };
         let errno = if answer == 0 { 0 } else { last() };
         let done = i64::from_ne_bytes(request[4].to_ne_bytes()).max(0) as usize;
         (done / PAGE_SIZE, errno)
@@ -183,7 +185,8 @@ impl Kernel for Real {
             }
             Command::Zero(range) => counted(uffd.zeropage(bytes(&range), false)),
             Command::Probe(page) => single(uffd.write_protect(addr(page)..addr(page + 1), false, true)),
-            Command::Move(range, to) => self.move_pages(&range, to),
+            Command::Wake(range) => single(uffd.wake(bytes(&range))),
+            Command::Move(range, to) => self.move_pages(process, &range, to),
             Command::Fence(on) => {
                 let staging = self.staging..self.staging + (STAGING_PAGES * PAGE_SIZE) as u64;
                 single(if on { uffd.unregister(staging) } else { uffd.register(staging, RegisterMode::WP) })
@@ -200,6 +203,18 @@ impl Kernel for Real {
             entry if is_there(entry) => There::Page,
             _ => There::Nothing,
         }
+    }
+
+    fn scan(&mut self, range: Range<usize>, most: usize) -> (Vec<Range<usize>>, usize) {
+        let pagemap = Pagemap::open(std::process::id()).expect("pagemap");
+        let mut runs = Vec::new();
+        let next = pagemap.scan(bytes(&range), most as u64, &mut runs).expect("scan");
+        (runs.into_iter().map(pages).collect(), page(next))
+    }
+
+    fn mapping(&mut self, page: usize) -> Option<Range<usize>> {
+        let mut maps = Maps::open(std::process::id()).expect("maps");
+        maps.next_at_or_after(addr(page)).expect("maps").map(|mapping| pages(mapping.range))
     }
 
     fn queued(&mut self, messages: usize) {
@@ -264,8 +279,14 @@ impl Worker {
         std::thread::spawn(move || {
             let task = std::fs::read_link("/proc/thread-self").expect("proc");
             tell_task.send(Path::new("/proc").join(task)).expect("the pager lives");
+            let mut ring = None;
             for call in asked {
                 let result = match call {
+                    Call::Pin(range, true) => {
+                        ring = Some(Ring::pinning(&range));
+                        0
+                    }
+                    Call::Pin(_, false) => ring.take().map_or(-1, |ring: Ring| ring.let_go()),
                     Call::Fork => fork(&children),
                     Call::Vfork(range) => vfork(range, &vforks),
                     Call::Spawn { exec } => spawn(exec),
@@ -277,6 +298,35 @@ impl Worker {
             }
         });
         Self { ask, answers, task: task.recv().expect("the thread lives") }
+    }
+}
+
+/// An io_uring for the sake of its registered buffers, which are pinned for long.
+struct Ring(OwnedFd);
+
+impl Ring {
+    fn pinning(range: &Range<usize>) -> Self {
+        const REGISTER_BUFFERS: i32 = 0;
+        let mut parameters = [0u64; 15];
+        let buffer = libc::iovec { iov_base: addr(range.start) as *mut _, iov_len: range.len() * PAGE_SIZE };
+        // SAFETY: the kernel writes its parameters, 120 bytes, and reads one iovec; both live. What it pins is in the
+        // arena, and no request uses it.
+        unsafe {
+            let ring = libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr());
+            assert!(ring >= 0, "io_uring: {}", last());
+            let ring = OwnedFd::from_raw_fd(ring as i32);
+            let (fd, buffer) = (ring.as_raw_fd(), &raw const buffer);
+            let registered = libc::syscall(libc::SYS_io_uring_register, fd, REGISTER_BUFFERS, buffer, 1);
+            assert_eq!(registered, 0, "io_uring: {}", last());
+            Self(ring)
+        }
+    }
+
+    fn let_go(self) -> i64 {
+        const UNREGISTER_BUFFERS: i32 = 1;
+        let (fd, nothing) = (self.0.as_raw_fd(), std::ptr::null::<u8>());
+        // SAFETY: takes no memory.
+        unsafe { libc::syscall(libc::SYS_io_uring_register, fd, UNREGISTER_BUFFERS, nothing, 0) }
     }
 }
 
@@ -295,15 +345,20 @@ fn make(call: &Call) -> i64 {
         if moved < 0 { moved } else { page(moved as u64) as i64 }
     };
     let map = |range: &Range<usize>, flags| {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | flags;
+        let flags = libc::MAP_ANONYMOUS | libc::MAP_FIXED | flags;
         let rights = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a mapping in the arena (see the top).
         let mapped = number(unsafe { libc::mmap(at(range.start), len(range), rights, flags, -1, 0) });
         if mapped < 0 { mapped } else { page(mapped as u64) as i64 }
     };
+    let protect = |range: &Range<usize>, rights| {
+        // SAFETY: a part of the arena (see the top).
+        i64::from(unsafe { libc::mprotect(at(range.start), len(range), rights) })
+    };
     let result = match call {
-        Call::Map(range) => map(range, 0),
-        Call::MapStack(range) => map(range, libc::MAP_GROWSDOWN),
+        Call::Map(range) => map(range, libc::MAP_PRIVATE),
+        Call::MapStack(range) => map(range, libc::MAP_PRIVATE | libc::MAP_GROWSDOWN),
+        Call::MapShared(range) => map(range, libc::MAP_SHARED),
         // SAFETY: a part of the arena (see the top).
         Call::Unmap(range) => i64::from(unsafe { libc::munmap(at(range.start), len(range)) }),
         Call::DontNeed(range) => advise(range, libc::MADV_DONTNEED),
@@ -315,11 +370,12 @@ fn make(call: &Call) -> i64 {
             remap(old, len(new), libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, Some(new.start))
         }
         Call::MoveKeeping(old) => remap(old, len(old), libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP, None),
-        Call::ReadOnly(range, on) => {
-            let rights = if *on { libc::PROT_READ } else { libc::PROT_READ | libc::PROT_WRITE };
-            // SAFETY: a part of the arena (see the top).
-            i64::from(unsafe { libc::mprotect(at(range.start), len(range), rights) })
+        Call::ReadOnly(range, true) => protect(range, libc::PROT_READ),
+        Call::Executable(range, true) => protect(range, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC),
+        Call::ReadOnly(range, false) | Call::Executable(range, false) => {
+            protect(range, libc::PROT_READ | libc::PROT_WRITE)
         }
+        Call::Populate(range) => advise(range, libc::MADV_POPULATE_WRITE),
         // SAFETY: a part of the arena (see the top).
         Call::Lock(range, true) => i64::from(unsafe { libc::mlock(at(range.start), len(range)) }),
         // SAFETY: a part of the arena (see the top).
@@ -331,7 +387,13 @@ fn make(call: &Call) -> i64 {
             unsafe { (addr(*page) as *mut u64).write_volatile(*value) };
             0
         }
-        Call::Fork | Call::Vfork(_) | Call::Spawn { .. } | Call::Brk(_) | Call::Exec | Call::Exit => {
+        Call::Fork
+        | Call::Vfork(_)
+        | Call::Spawn { .. }
+        | Call::Pin(..)
+        | Call::Brk(_)
+        | Call::Exec
+        | Call::Exit => {
             unreachable!("made elsewhere")
         }
     };
