@@ -4,13 +4,16 @@
     forks.py MIB [--rounds N]
 
 Uses os.fork, multiprocessing (fork), subprocess (vfork or posix_spawn) and chains of exec. The output depends
-on the arguments alone; the exit status is 1 at the first wrong byte, and standard error says where.
+on the arguments alone; the exit status is 1 at the first wrong byte, and standard error says where; 137 if a child was killed.
 """
 
+import concurrent.futures
+import concurrent.futures.process
 import hashlib
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 
@@ -51,6 +54,12 @@ class Store:
 
 
 STORE = None
+KILLED = 137
+
+
+def was_killed(status):
+    """Whether a child, or one of its own, was killed, as the whole of a tree may be: of that it is not to blame."""
+    return os.waitstatus_to_exitcode(status) in (-signal.SIGKILL, KILLED)
 
 
 def in_pool(task):
@@ -67,8 +76,9 @@ def child(store, rng, depth):
         if pid == 0:
             child(store, rng, depth + 1)
         store.rewrite(rng, 0.1)
-        if os.waitpid(pid, 0)[1] != 0:
-            os._exit(1)
+        status = os.waitpid(pid, 0)[1]
+        if status != 0:
+            os._exit(KILLED if was_killed(status) else 1)
     store.verify("child at depth %d, later" % depth)
     if rng.random() < 0.3:
         os.execv("/bin/sh", ["sh", "-c", "exec sh -c 'exec true'"])
@@ -91,20 +101,29 @@ def main():
                 child(store, random.Random(rng.random()), 0)
             pids.append(pid)
             store.rewrite(rng, 0.2)
-        for pid in pids:
-            status = os.waitpid(pid, 0)[1]
+        ends = [(pid, os.waitpid(pid, 0)[1]) for pid in pids]
+        if any(was_killed(status) for _, status in ends):
+            sys.exit(KILLED)
+        for pid, status in ends:
             if status != 0:
                 print("forks: WRONG child %d ended with status %#x" % (pid, status), file=sys.stderr)
                 sys.exit(1)
-        text = subprocess.run(["/bin/sh", "-c", "cat | wc -c"], input=bytes(store.blocks[0]) * 4, stdout=subprocess.PIPE, check=True).stdout
+        pipeline = ["bash", "-o", "pipefail", "-c", "cat | wc -c"]
+        done = subprocess.run(pipeline, input=bytes(store.blocks[0]) * 4, stdout=subprocess.PIPE)
+        if done.returncode in (-signal.SIGKILL, KILLED):
+            sys.exit(KILLED)
+        text = done.stdout if done.returncode == 0 else b"-1"
         if int(text) != 4 * BLOCK:
             print("forks: WRONG a pipeline saw %s bytes" % text, file=sys.stderr)
             sys.exit(1)
         store.verify("parent")
     step = max(1, len(store.blocks) // 16)
     tasks = [(k, min(k + step, len(store.blocks))) for k in range(0, len(store.blocks), step)]
-    with multiprocessing.get_context("fork").Pool(3) as pool:
-        got = [s for part in pool.map(in_pool, tasks) for s in part]
+    try:
+        with concurrent.futures.ProcessPoolExecutor(3, multiprocessing.get_context("fork")) as pool:
+            got = [s for part in pool.map(in_pool, tasks) for s in part]
+    except concurrent.futures.process.BrokenProcessPool:
+        sys.exit(KILLED)
     if got != store.sums:
         print("forks: WRONG sums from the pool: %d differ" % sum(a != b for a, b in zip(got, store.sums)), file=sys.stderr)
         sys.exit(1)

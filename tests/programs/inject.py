@@ -108,6 +108,25 @@ def agents(root):
     return found
 
 
+def standing(root):
+    """What each thread of a run is at that hangs."""
+    lines, every_one, members = [], processes(), [root]
+    for pid in members:  # which grows
+        members += [child for child, process in every_one.items() if process[2] == pid]
+    for pid in members:
+        try:
+            for tid in os.listdir("/proc/%d/task" % pid):
+                said = []
+                for name in ("comm", "wchan", "syscall", "status"):
+                    with open("/proc/%d/task/%s/%s" % (pid, tid, name)) as f:
+                        said.append(f.read().strip())
+                state = [line for line in said.pop().splitlines() if line.startswith(("State", "TracerPid"))]
+                lines.append("%d %s %s %s\n" % (pid, tid, " ".join(said), " ".join(state)))
+        except OSError:
+            pass
+    return "".join(lines)
+
+
 def failing_allocator(directory):
     """The library that makes allocations fail, built."""
     source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "failalloc.c")
@@ -238,13 +257,14 @@ def one_round(args, rng, number, right, tally, kind=None):
         try:
             status = process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
-            problem, status = "it hangs", None
+            problem, status = "it hangs:\n%sinjected: %s" % (standing(process.pid), log.read()), None
         if tracer:
             tracer.send_signal(signal.SIGTERM)
             said = tracer.communicate()[1].decode(errors="replace").strip()
             if "invalid" in said or "Invalid" in said:
                 problem = "strace: " + said
-        deadline = time.monotonic() + 2
+        # What a program leaves that was not ended by vswap goes on to its end.
+        deadline = time.monotonic() + (2 if status == 125 else 30)
         while True:
             left = {p: s for p, s in processes().items() if s[3] == process.pid and s[1] != "Z"}
             if not left or time.monotonic() > deadline:

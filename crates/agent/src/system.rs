@@ -110,7 +110,8 @@ pub(crate) unsafe fn call(number: usize, args: &[usize]) -> Result<usize, Errno>
     if (-4095..0).contains(&result) { Err(-result as Errno) } else { Ok(result as usize) }
 }
 
-/// Calls again as long as the call is interrupted.
+/// Calls again as long as the call is interrupted, as those that sleep can be. Of the others, which wait for locks of the kernel's at
+/// most, only who is being killed hears that.
 pub(crate) fn restart<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {
         match call() {

@@ -155,7 +155,7 @@ impl Command {
 
     /// Whether `pid` belongs to the tree, or is the pager.
     fn is_relative(&self, pid: u32) -> bool {
-        self.pager.is_some_and(|pager| process::descends_from(pid, pager))
+        self.pager.is_some_and(|pager| process::descends_from(pid, pager).unwrap_or(false))
     }
 }
 

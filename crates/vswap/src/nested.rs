@@ -25,7 +25,8 @@ pub(crate) fn outer_pager(mark: Option<&OsStr>) -> Option<u32> {
     let pager: u32 = std::str::from_utf8(&mark[..colon]).ok()?.parse().ok()?;
     let run_dir = &mark[colon + 1..];
     // In a pid namespace of its own the tree does not see the pager; but it has the agent in its memory.
-    (process::descends_from(std::process::id(), pager) || has_mapped(run_dir)).then_some(pager)
+    (process::descends_from(std::process::id(), pager).unwrap_or(false) || has_mapped(run_dir))
+        .then_some(pager)
 }
 
 fn has_mapped(run_dir: &[u8]) -> bool {

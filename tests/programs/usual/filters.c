@@ -14,11 +14,45 @@
 #define ELSE(what) BPF_STMT(BPF_RET | BPF_K, what)
 #define INSTALL(filter, flags) install(filter, sizeof filter / sizeof *(filter), flags)
 
+// Whether filters are installed by the i386 entry, for which pointers have 32 bits.
+static bool by_int80;
+
+static long int80(long number, long a, long b, void *c)
+{
+	long answer;
+	__asm__ volatile("int $0x80"
+			 : "=a"(answer)
+			 : "a"(number), "b"(a), "c"(b), "d"(c)
+			 : "memory", "r8", "r9", "r10", "r11");
+	return answer;
+}
+
+static void install_by_int80(struct sock_filter *filter, size_t length, unsigned flags)
+{
+	struct {
+		uint16_t length;
+		uint32_t filter;
+		struct sock_filter copy[];
+	} *program = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+	if (program == MAP_FAILED)
+		fail("mmap");
+	program->length = (uint16_t)length;
+	program->filter = (uint32_t)(uintptr_t)program->copy;
+	memcpy(program->copy, filter, length * sizeof *filter);
+	press_only();
+	enum { SECCOMP_I386 = 354 };
+	errno = -(int)int80(SECCOMP_I386, SECCOMP_SET_MODE_FILTER, flags, program);
+	if (errno != 0)
+		fail("the i386 seccomp");
+}
+
 static void install(struct sock_filter *filter, size_t length, unsigned flags)
 {
 	struct sock_fprog program = {(unsigned short)length, filter};
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
 		fail("no_new_privs");
+	if (by_int80)
+		return install_by_int80(filter, length, flags);
 	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program) != 0)
 		fail("seccomp");
 }
@@ -164,5 +198,11 @@ void check_all_kill_thread(void) { live("all-kill-thread", SECCOMP_RET_KILL_THRE
 void check_all_trap(void) { live("all-trap", SECCOMP_RET_TRAP, SECCOMP_FILTER_FLAG_TSYNC); }
 
 void check_all_errno(void) { live("all-errno", SECCOMP_RET_ERRNO | EPERM, SECCOMP_FILTER_FLAG_TSYNC); }
+
+void check_all_by_int80(void)
+{
+	by_int80 = true;
+	live("all-by-int80", SECCOMP_RET_KILL_PROCESS, SECCOMP_FILTER_FLAG_TSYNC);
+}
 
 void check_own_kill_process(void) { live("own-kill-process", SECCOMP_RET_KILL_PROCESS, 0); }

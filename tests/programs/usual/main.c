@@ -24,7 +24,8 @@ static const struct {
 	{"descriptors", check_descriptors}, {"filter", check_filter},
 	{"killed-pread64", check_killed_pread64}, {"killed-sendto", check_killed_sendto},
 	{"all-kill-process", check_all_kill_process}, {"all-kill-thread", check_all_kill_thread},
-	{"all-trap", check_all_trap}, {"all-errno", check_all_errno}, {"own-kill-process", check_own_kill_process},
+	{"all-trap", check_all_trap}, {"all-errno", check_all_errno}, {"all-by-int80", check_all_by_int80},
+	{"own-kill-process", check_own_kill_process},
 };
 
 void fail(const char *what)

@@ -49,6 +49,7 @@ void check_all_kill_process(void);
 void check_all_kill_thread(void);
 void check_all_trap(void);
 void check_all_errno(void);
+void check_all_by_int80(void);
 void check_own_kill_process(void);
 void check_userfaultfd(void);
 void check_locked(void);

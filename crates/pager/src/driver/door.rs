@@ -42,6 +42,8 @@ pub struct Stranger {
     /// The connection.
     pub conn: Conn,
     pid: u32,
+    /// Whether it was seen that it may come in; if not, that could not be looked at.
+    known: bool,
 }
 
 /// Who has greeted and was not answered yet.
@@ -75,9 +77,10 @@ impl Door {
         for _ in 0..TURN {
             let Ok(Some(conn)) = self.listener.accept_nonblocking() else { return };
             let Ok(peer) = conn.peer_cred() else { continue };
-            if !process::descends_from(peer.pid, self.guardian) {
-                continue;
-            }
+            let known = match process::descends_from(peer.pid, self.guardian) {
+                Ok(false) => continue,
+                looked => looked.is_ok(),
+            };
             // The oldest is given up: a process that opens many has itself to blame.
             let same = |stranger: &Stranger| stranger.pid == peer.pid;
             if self.strangers.iter().filter(|stranger| same(stranger)).count() >= UNGREETED
@@ -85,15 +88,28 @@ impl Door {
             {
                 self.strangers.remove(oldest);
             }
-            self.strangers.push(Stranger { conn, pid: peer.pid });
+            self.strangers.push(Stranger { conn, pid: peer.pid, known });
         }
     }
 
     /// Hears a stranger; gives it back if it has more to say.
     pub fn greet(&mut self, stranger: Stranger) -> Option<Stranger> {
-        let Stranger { conn, pid } = stranger;
+        let Stranger { conn, pid, known } = stranger;
         let mut buffer = wire::buffer();
-        let (length, fds) = conn.recv(&mut buffer).ok()?;
+        let received = conn.recv(&mut buffer);
+        if !known && !process::descends_from(pid, self.guardian).unwrap_or(false) {
+            refuse(&conn);
+            return None;
+        }
+        let (length, fds) = match received {
+            Ok(received) => received,
+            Err(error) => {
+                // Descriptors that there is no room for, if it is still there.
+                refuse(&conn);
+                self.unpaged(pid, format!("what its agent sent cannot be received: {error}"));
+                return None;
+            }
+        };
         let hello = wire::Hello::decode(&buffer[..length]).ok()?;
         match hello {
             wire::Hello::Greeting(greeting) if greeting.secret == self.secret => {
@@ -114,7 +130,7 @@ impl Door {
                 let welcome = wire::Welcome { accepted: device.is_some(), reason: 0 };
                 let fds: Vec<_> = device.iter().map(AsFd::as_fd).collect();
                 let sent = conn.send(welcome.encode(&mut buffer), &fds).is_ok();
-                return sent.then_some(Stranger { conn, pid });
+                return sent.then_some(Stranger { conn, pid, known: true });
             }
             _ => {}
         }
@@ -149,15 +165,19 @@ impl Door {
         pid: u32,
         tenants: &mut Tenants,
     ) {
-        match self.admit(conn, greeting, fds, pid, tenants) {
+        let conn = Arc::new(conn);
+        match self.admit(conn.clone(), greeting, fds, pid, tenants) {
             Ok(()) => self.shared.has_come(pid),
-            Err(why) => self.unpaged(pid, why),
+            Err(why) => {
+                refuse(&conn);
+                self.unpaged(pid, why);
+            }
         }
     }
 
     fn admit(
         &self,
-        conn: Conn,
+        conn: Arc<Conn>,
         greeting: wire::Greeting,
         fds: Vec<OwnedFd>,
         pid: u32,
@@ -171,8 +191,7 @@ impl Door {
         let uffd = if greeting.token == 0 { fds.next().map(Uffd::from) } else { None };
         let ring = fds.next().ok_or("its agent sent no ring")?;
         let ring = SharedPages::map(ring, greeting.ring_pages as usize).map_err(text)?;
-        let agent =
-            Agent { tid: 0, conn: Arc::new(conn), ring, area: greeting.area, staging: greeting.staging };
+        let agent = Agent { tid: 0, conn, ring, area: greeting.area, staging: greeting.staging };
         match uffd {
             Some(uffd) => self.admit_fresh(agent, uffd, greeting.beacon, pid, tenants),
             None => self.admit_child(agent, greeting.token, pid, tenants),
@@ -185,8 +204,6 @@ impl Door {
         // Who only heard of the token from somebody has another one at that place.
         let has_it = |child: &Tenant| token_in(pid, child.beacon.load(Relaxed)) == Some(token);
         let Some(child) = child.filter(|child| has_it(child) && !child.claimed.swap(true, Relaxed)) else {
-            // Hanging up would tell it that the pager is dead.
-            say_welcome(&agent.conn, false)?;
             return Err("it says it was forked by a process that is not known".into());
         };
         info!(target: "agent", "process {pid}: the agent of forked child number {}", child.id);
@@ -207,14 +224,12 @@ impl Door {
     ) -> Result<(), String> {
         let text = |error: std::io::Error| error.to_string();
         if tenants.values().filter(|tenant| tenant.pid.load(Relaxed) == pid).count() >= ADDRESS_SPACES {
-            say_welcome(&agent.conn, false)?;
             return Err("it has greeted too often".into());
         }
         let staging = agent.staging..agent.staging + wire::BATCH_PAGES as u64 * PAGE;
         let features = if self.shared.fork_events { FEATURES } else { FEATURES & !EVENT_FORK };
-        let allowed = uffd.api(features).and_then(|_| uffd.set_nonblocking()).map_err(text).and_then(|()| {
-            uffd.register(staging, RegisterMode::WP).map_err(|errno| format!("errno {errno}"))
-        });
+        uffd.api(features).and_then(|_| uffd.set_nonblocking()).map_err(text)?;
+        uffd.register(staging, RegisterMode::WP).map_err(|errno| format!("errno {errno}"))?;
         let conn = agent.conn.clone();
         // What it did before its agent came, nobody has told.
         let wiped = || wiped_on_fork(process::thread_with_memory(pid)).map_err(text);
@@ -223,10 +238,9 @@ impl Door {
         let tenant = Tenant::new(self.shared.new_id(), 0, pid, Some(equipment)).map_err(text)?;
         tenant.beacon.store(beacon, Relaxed);
         // With the welcome the program goes on, perhaps to the gate at once, where it must be known.
-        if !say_welcome(&conn, allowed.is_ok())? {
+        if !say_welcome(&conn, true)? {
             return Ok(());
         }
-        allowed?;
         self.shared.meters.address_spaces.fetch_add(1, Relaxed);
         info!(target: "agent", "process {pid}: an agent, address space number {}", tenant.id);
         tenants.insert(tenant.id, Arc::new(tenant));
@@ -256,6 +270,12 @@ pub fn token_in(pid: u32, beacon: u64) -> Option<u64> {
     let mut token = [0; 8];
     File::open(format!("/proc/{pid}/mem")).ok()?.read_exact_at(&mut token, beacon).ok()?;
     Some(u64::from_ne_bytes(token))
+}
+
+/// Has a program run unpaged. Hanging up would tell the agent of a forked child that the pager is dead.
+fn refuse(conn: &Conn) {
+    // Who is gone need not hear it.
+    let _ = say_welcome(conn, false);
 }
 
 /// False if it was killed meanwhile: it does not run unpaged, it does not run.

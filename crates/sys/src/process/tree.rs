@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 
-use crate::procfs::{read_text, stat_fields};
+use crate::procfs::{malformed, read_text, stat_fields};
 
 /// The children of process `pid`, from one pass over `/proc` (so: not the child that is made meanwhile).
 ///
@@ -35,25 +35,34 @@ pub fn descendants_of(pid: u32) -> io::Result<Vec<u32>> {
 }
 
 /// Whether `ancestor` is `pid`, its parent, its parent's parent, ... A process that is gone descends from nobody.
-pub fn descends_from(mut pid: u32, ancestor: u32) -> bool {
+///
+/// # Errors
+///
+/// Those of reading `/proc` (`EMFILE`): nothing is known then.
+pub fn descends_from(mut pid: u32, ancestor: u32) -> io::Result<bool> {
     while pid > 1 && pid != ancestor {
         match parent_of(pid) {
-            Some(parent) => pid = parent,
-            None => return false,
+            Ok(parent) => pid = parent,
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
         }
     }
-    pid == ancestor && pid != 0
+    Ok(pid == ancestor && pid != 0)
 }
 
-fn parent_of(pid: u32) -> Option<u32> {
-    stat_fields(&read_text(&format!("/proc/{pid}/stat")).ok()?)?.nth(1)?.parse().ok()
+fn parent_of(pid: u32) -> io::Result<u32> {
+    let text = read_text(&format!("/proc/{pid}/stat"))?;
+    let parent = || stat_fields(&text)?.nth(1)?.parse().ok();
+    parent().ok_or_else(|| malformed("stat"))
 }
 
 /// Every process with its parent.
 fn parents() -> io::Result<Vec<(u32, u32)>> {
     let mut all = Vec::new();
     for pid in numeric_names("/proc")? {
-        all.extend(parent_of(pid).map(|parent| (pid, parent)));
+        all.extend(parent_of(pid).ok().map(|parent| (pid, parent)));
     }
     Ok(all)
 }
@@ -85,8 +94,10 @@ mod tests {
     fn ancestors() {
         let own = std::process::id();
         let parent = std::os::unix::process::parent_id();
-        assert!(descends_from(own, own) && descends_from(own, parent));
-        assert!(!descends_from(parent, own) && !descends_from(own, u32::MAX) && !descends_from(0, 0));
+        let descends = |pid, ancestor| descends_from(pid, ancestor).unwrap();
+        assert!(descends(own, own) && descends(own, parent));
+        assert!(!descends(parent, own) && !descends(own, u32::MAX) && !descends(0, 0));
+        assert!(!descends(u32::MAX, own));
         assert!(descendants_of(parent).unwrap().contains(&own));
     }
 }

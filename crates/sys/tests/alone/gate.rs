@@ -346,14 +346,35 @@ fn gate_stops_filters() {
             call(libc::SYS_prctl, [libc::PR_GET_SECCOMP as u64, mode, 0]),
             call(libc::SYS_prctl, [set, 77, 0]),
         ];
+        let x32 = 0x4000_0000;
+        let narrow = [
+            call(x32 | libc::SYS_seccomp, [filter, all, PROGRAM]),
+            call(x32 | libc::SYS_prctl, [set, mode, PROGRAM]),
+            int80(354, [filter as u32, all as u32, PROGRAM as u32, 0, 0]).into(),
+            int80(172, [set as u32, mode as u32, PROGRAM as u32, 0, 0]).into(),
+        ];
+        // The number of the 64-bit table is another call here; and a question passes.
+        let passed_narrow = int80(317, [u32::MAX, 0, 0, 0, 0]) != -84
+            && int80(172, [21, mode as u32, 0, 0, 0]) == mode as i32;
         stopped == [-81, -82, -83]
+            && narrow == [-84, -85, -86, -87]
+            && passed_narrow
             && passed
                 == [-i64::from(libc::EFAULT), i64::from(libc::SECCOMP_MODE_FILTER), -i64::from(libc::EINVAL)]
     });
-    for (all_threads, errno) in [(true, 81), (false, 82), (false, 83)] {
+    for (narrow, all_threads, errno) in [
+        (false, true, 81),
+        (false, false, 82),
+        (false, false, 83),
+        (true, true, 84),
+        (true, false, 85),
+        (true, true, 86),
+        (true, false, 87),
+    ] {
         let call = next(&gate);
         assert_eq!(call.call(), GatedCall::Filter);
-        assert_eq!(call.installs(), Installs { program: PROGRAM, all_threads });
+        let program = if narrow { PROGRAM & u64::from(u32::MAX) } else { PROGRAM };
+        assert_eq!(call.installs(), Installs { program, narrow, all_threads });
         gate.respond(call.id, Reply::Errno(errno)).unwrap();
     }
     finish(child);

@@ -98,6 +98,19 @@ fn a_pager_without_more_address_space_is_right_or_says_so() {
     right_or_said(run);
 }
 
+/// Who looks at them has no descriptor for that, or cannot look at what they bring: they go on without an agent.
+#[test]
+fn forked_children_that_cannot_be_let_in_are_right() {
+    for (call, how) in [("openat", "error=EMFILE"), ("fstatfs", "error=ENOMEM")] {
+        let mut run = Holder::start(&forking());
+        assert_code(&run.reclaim("32M"), 0);
+        let tracer = refuse(parent(run.pid), call, how);
+        run.go_on();
+        run.end();
+        end(tracer);
+    }
+}
+
 #[test]
 fn pages_come_back_though_the_kernel_has_no_memory_for_every_third_of_them() {
     let mut run = Holder::start(HOLDER);

@@ -89,8 +89,29 @@ fn a_filter_of_a_threads_own_is_kept() {
 /// fork and what it executes included.
 #[test]
 fn filters_for_all_threads_end_nobody() {
-    for action in ["kill-process", "kill-thread", "trap", "errno"] {
+    for action in ["kill-process", "kill-thread", "trap", "errno", "by-int80"] {
         check(&format!("all-{action}"), &[]);
+    }
+}
+
+/// Whose filter comes while an agent is being put in: to what it executes, at its exec; to its children by the bare system
+/// call, some time later.
+#[test]
+fn a_filter_for_all_threads_and_an_entry_do_not_meet() {
+    let dir = Scratch::new();
+    for options in [&["-pthread"][..], &["-pthread", "-static"]] {
+        let program = dir.file("entered");
+        let mut cc = Command::new("cc");
+        cc.args(["-O2", "-o"]).arg(&program).arg(crate::harness::program("entered.c")).args(options);
+        assert!(cc.status().expect("a C compiler").success());
+        for way in ["clone", "exec"] {
+            let mut command = vswap();
+            command.args(["run", "--quiet", "--memory", LIMIT]).arg(&program).args([way, "20"]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            let done = collect_within(TIME, command.spawn().unwrap());
+            assert_code(&done, 0);
+            assert_eq!(stdout(&done), "ok\n");
+        }
     }
 }
 

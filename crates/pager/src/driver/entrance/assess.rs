@@ -16,6 +16,10 @@ use crate::Executable;
 /// The mode in which nothing but `read`, `write` and `exit` is left to a thread, on pain of death.
 const STRICT: u32 = 1;
 
+/// Why a process with a filter stays without.
+pub(super) const FILTERED: &str =
+    "it has no agent, and a system-call filter of its own that might not let one in";
+
 /// What to do about a process that has no agent.
 #[derive(Debug)]
 pub enum Verdict {
@@ -44,7 +48,7 @@ pub fn assess(pid: u32, image: &Image, filters: u32) -> io::Result<Verdict> {
         return never("it is set-user-id, set-group-id or has been given capabilities");
     }
     if status.seccomp == STRICT || status.seccomp_filters > filters {
-        return never("it has no agent, and a system-call filter of its own that might not let one in");
+        return never(FILTERED);
     }
     if let Some(base) = library(pid, image)? {
         return Ok(Verdict::Enter(Way::Forked(base)));

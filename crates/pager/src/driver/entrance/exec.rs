@@ -59,7 +59,7 @@ impl Entrance {
                     "process {pid}: an agent comes that its system call filter may end: {error}"
                 ));
             }
-            let outcome = self.enter(tracee);
+            let outcome = self.enter(pid, tracee);
             self.conclude(pid, outcome);
         }
     }

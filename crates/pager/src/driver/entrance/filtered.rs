@@ -16,11 +16,12 @@ use super::assess::library;
 const ANCESTORS: usize = 64;
 
 impl Entrance {
-    /// Has no agent set up from now on in what the process of this thread forks and executes.
-    pub fn renounce(&self, tid: u32) {
+    /// Has no agent set up from now on in what the process of this thread forks and executes; nor in itself, if it is about all its
+    /// threads.
+    pub fn renounce(&self, tid: u32, all_threads: bool) {
         // It has ended, if that fails.
         let Ok(status) = process::status(tid) else { return };
-        self.filtered.lock().insert(status.tgid);
+        *self.filtered.lock().entry(status.tgid).or_default() |= all_threads;
         // Between vfork and exec this is its parent's memory.
         if process::share_memory(status.tgid, status.ppid).unwrap_or(false) {
             return;
@@ -47,7 +48,9 @@ impl Entrance {
             return false;
         }
         let parent = |&pid: &u32| process::status(pid).ok().map(|status| status.ppid);
-        std::iter::successors(Some(status.tgid), parent).take(ANCESTORS).any(|pid| filtered.contains(&pid))
+        std::iter::successors(Some(status.tgid), parent)
+            .take(ANCESTORS)
+            .any(|pid| filtered.contains_key(&pid))
     }
 
     /// Takes the library off the list of a loader that has not begun.

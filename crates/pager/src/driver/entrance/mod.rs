@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use vswap_sys::process::{self, Doing};
 use vswap_sys::trace::Tracee;
 
-use self::assess::{Verdict, assess};
+use self::assess::{FILTERED, Verdict, assess};
 use self::image::Image;
 use super::shared::{NOT_COME, Shared};
 
@@ -43,8 +43,8 @@ pub struct Entrance {
     /// System-call filters that every process of the tree has.
     filters: u32,
     attempts: Mutex<HashMap<u32, Attempt>>,
-    /// Processes that have installed a filter which no agent could live with.
-    filtered: Mutex<HashSet<u32>>,
+    /// Processes that install, or have installed, a filter which no agent could live with; and whether for all their threads.
+    filtered: Mutex<HashMap<u32, bool>>,
 }
 
 /// The newest attempt at a process.
@@ -55,13 +55,20 @@ struct Attempt {
     before: u32,
     /// After an earlier one an agent was awaited.
     awaited: bool,
+    /// A thread of the process stands still for it.
+    holds: bool,
     /// The thread of ours that sets the agent up.
     helper: Option<u32>,
 }
 
 impl Attempt {
+    fn new() -> Self {
+        let began = Instant::now();
+        Self { began, under_way: true, before: 0, awaited: false, holds: false, helper: None }
+    }
+
     fn is_inside(&self, pid: u32) -> bool {
-        self.helper.is_some_and(|helper| process::tgkill_check(pid, helper))
+        self.holds || self.helper.is_some_and(|helper| process::tgkill_check(pid, helper))
     }
 }
 
@@ -131,14 +138,14 @@ impl Entrance {
 
     /// Forgets processes that have gone, and those that have an agent: what they execute next is another program.
     pub fn keep_only(&self, living: &HashSet<u32>, paged: &HashSet<u32>) {
-        self.filtered.lock().retain(|pid| living.contains(pid));
+        self.filtered.lock().retain(|pid, _| living.contains(pid));
         let wanted = |pid: &u32| living.contains(pid) && !paged.contains(pid);
         self.attempts
             .lock()
             .retain(|&pid, attempt| attempt.under_way || attempt.is_inside(pid) || wanted(&pid));
     }
 
-    /// Whether a thread of ours is in this process, and sets its agent up.
+    /// Whether one of this process's threads makes calls for us, or a thread of ours in it sets its agent up.
     pub fn is_inside(&self, pid: u32) -> bool {
         self.attempts.lock().get(&pid).is_some_and(|attempt| attempt.is_inside(pid))
     }
@@ -158,8 +165,7 @@ impl Entrance {
         }
         let before = last.map_or(0, |last| last.before + 1);
         let awaited = last.is_some_and(|last| last.awaited);
-        let attempt = Attempt { began: Instant::now(), under_way: true, before, awaited, helper: None };
-        attempts.insert(pid, attempt);
+        attempts.insert(pid, Attempt { before, awaited, ..Attempt::new() });
         true
     }
 
@@ -167,7 +173,7 @@ impl Entrance {
     fn end(&self, pid: u32, awaits: bool) -> bool {
         let mut attempts = self.attempts.lock();
         let Some(attempt) = attempts.get_mut(&pid) else { return false };
-        attempt.under_way = false;
+        (attempt.under_way, attempt.holds) = (false, false);
         std::mem::replace(&mut attempt.awaited, awaits) && awaits
     }
 
@@ -178,9 +184,11 @@ impl Entrance {
 
     /// Notes that a program was executed just now, and is entered.
     fn begin_anew(&self, pid: u32) {
-        let attempt =
-            Attempt { began: Instant::now(), under_way: true, before: 0, awaited: false, helper: None };
-        self.attempts.lock().insert(pid, attempt);
+        self.attempts.lock().insert(pid, Attempt::new());
+        // The filter of the thread that is left is seen; whoever waited to install one for all has ended.
+        if let Some(for_all) = self.filtered.lock().get_mut(&pid) {
+            *for_all = false;
+        }
     }
 
     /// What an attempt came to.
@@ -207,24 +215,32 @@ impl Entrance {
             verdict => return self.judge(pid, verdict.map(Outcome::from)),
         };
         match stopped {
-            Ok(Some(tracee)) => self.enter(tracee),
+            Ok(Some(tracee)) => self.enter(pid, tracee),
             // A stopped program allocates nothing.
             Ok(None) => Outcome::Left,
             Err(error) => self.judge(pid, Err(error)),
         }
     }
 
-    /// Enters a process whose thread stands still. What it is, is asked only now: it cannot execute anything else.
-    fn enter(&self, tracee: Tracee) -> Outcome {
-        let pid = tracee.tid();
-        let entered = assess(pid, &self.image, self.filters).and_then(|verdict| {
+    /// Enters a process whose thread stands still. What it is, is asked only now: it cannot execute anything else. Nor can its
+    /// other threads put a filter over what is called here: one that the gate has judged before is seen, and one
+    /// that it judges later waits for the end of this attempt.
+    fn enter(&self, pid: u32, tracee: Tracee) -> Outcome {
+        if let Some(attempt) = self.attempts.lock().get_mut(&pid) {
+            attempt.holds = true;
+        }
+        if self.filtered.lock().get(&pid) == Some(&true) {
+            return Outcome::Refused(FILTERED.into());
+        }
+        let tid = tracee.tid();
+        let entered = assess(tid, &self.image, self.filters).and_then(|verdict| {
             if let Verdict::Enter(way) = verdict {
                 enter::enter(tracee, &self.image, way, |helper| self.note_helper(pid, helper))?;
                 self.shared.meters.entered.fetch_add(1, Relaxed);
             }
             Ok(Outcome::from(verdict))
         });
-        self.judge(pid, entered)
+        self.judge(tid, entered)
     }
 
     /// What an error says of a process.

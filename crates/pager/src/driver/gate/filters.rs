@@ -24,12 +24,13 @@ impl GateKeeper {
         let (entrance, told) = (self.entrance.clone(), judgement.clone());
         let look = move || {
             // What cannot be read the kernel will not install; if it is only we who may not, an agent would not be safe.
-            let harmless = match read(call.tid, call.installs().program) {
+            let installs = call.installs();
+            let harmless = match read(call.tid, &installs) {
                 Ok(program) => is_harmless(&program),
                 Err(error) => error.raw_os_error() == Some(libc::EFAULT),
             };
             if !harmless {
-                entrance.renounce(call.tid);
+                entrance.renounce(call.tid, installs.all_threads);
             }
             *told.lock() = Some(harmless);
         };

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::io;
 
 use vswap_sys::process;
-use vswap_sys::seccomp::ARCH_X86_64;
+use vswap_sys::seccomp::{ARCH_X86_64, Installs};
 
 /// Of one filter (BPF_MAXINSNS).
 const LONGEST: usize = 4096;
@@ -73,15 +73,17 @@ pub(super) struct Instruction {
     value: u32,
 }
 
-/// The program that a `sock_fprog` at `address` names.
-pub(super) fn read(tid: u32, address: u64) -> io::Result<Vec<Instruction>> {
+/// The program that a thread installs.
+pub(super) fn read(tid: u32, installs: &Installs) -> io::Result<Vec<Instruction>> {
     let fault = || io::Error::from_raw_os_error(libc::EFAULT);
+    // A `sock_fprog`: a length, and aligned behind it a pointer, by the caller's table of 8 or 4 bytes.
     let mut head = [0; 16];
-    if process::read_memory(tid, address, &mut head)? < head.len() {
+    let head = if installs.narrow { &mut head[..8] } else { &mut head[..] };
+    if process::read_memory(tid, installs.program, head)? < head.len() {
         return Err(fault());
     }
     let length = usize::from(u16::from_le_bytes([head[0], head[1]]));
-    let start = u64::from_le_bytes(std::array::from_fn(|index| head[8 + index]));
+    let start = head[head.len() / 2..].iter().rev().fold(0, |start, &byte| start << 8 | u64::from(byte));
     let mut bytes = vec![0; length.min(LONGEST) * INSTRUCTION];
     if process::read_memory(tid, start, &mut bytes)? < bytes.len() {
         return Err(fault());

@@ -21,6 +21,8 @@ use super::filters::Judgement;
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// How long is waited for the server of a caller that has the beacon of a process we know.
 const UNSEEN: Duration = Duration::from_secs(1);
+/// How long a filter for all threads waits for an entry that is under way, and that it might end, program and all.
+const ENTRY: Duration = Duration::from_secs(10);
 
 /// What a call waits for.
 pub(super) enum For {
@@ -57,6 +59,11 @@ pub(super) enum Whose {
     Nobodys,
 }
 
+/// How long a call waits for an agent that is being put into its process.
+fn patience(call: &Notification) -> Duration {
+    if call.call() == GatedCall::Filter { ENTRY } else { alone::PATIENCE }
+}
+
 impl GateKeeper {
     /// Lets those go on for whom it is time.
     pub(super) fn look_again(&mut self) {
@@ -67,7 +74,7 @@ impl GateKeeper {
                     self.reply(&waiting.call, Reply::Continue);
                 }
                 For::End(_) => self.waiting.push(waiting),
-                For::Agent if waited < alone::PATIENCE && self.is_being_entered(waiting.call.tid) => {
+                For::Agent if waited < patience(&waiting.call) && self.is_being_entered(waiting.call.tid) => {
                     self.waiting.push(waiting);
                 }
                 For::Agent if waiting.call.call() == GatedCall::Filter => self.pass_when_left(waiting.call),
