@@ -61,6 +61,10 @@ PAGER = {
     "process_vm_readv": ["ENOMEM"],
     "ptrace": ["EPERM"],
     "sync_file_range": ["EIO"],
+    # A wake-up that was not made would be for ever missing, and a break that is an error is an address to C libraries; no
+    # kernel does either.
+    "futex": [],
+    "brk": [],
 }
 AGENT = {
     "ioctl": ["ENOMEM", "EAGAIN", "EBUSY", "EINVAL"],

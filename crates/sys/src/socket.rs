@@ -91,7 +91,9 @@ impl Conn {
     pub fn connect(path: &Path, patience: Duration) -> io::Result<Self> {
         let socket = seqpacket(SocketFlags::CLOEXEC)?;
         set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
-        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        let address = SocketAddrUnix::new(path)?;
+        // With a time limit the kernel does not go on by itself after a stop.
+        rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address))?;
         set_socket_timeout(&socket, Timeout::Send, None)?;
         Ok(Self(socket))
     }
