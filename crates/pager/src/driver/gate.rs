@@ -70,7 +70,13 @@ impl GateKeeper {
             match self.gate.recv() {
                 Ok(Some(call)) => self.pass(call),
                 Ok(None) => {}
-                Err(_) => return,
+                Err(error) => {
+                    // Unless nobody is left, callers would wait for ever.
+                    if error.kind() != std::io::ErrorKind::BrokenPipe {
+                        self.shared.fail(format!("calls at the gate cannot be received: {error}"));
+                    }
+                    return;
+                }
             }
         }
     }

@@ -112,6 +112,15 @@ fn forked_children_that_cannot_be_let_in_are_right() {
 }
 
 #[test]
+fn a_gate_that_fails_says_so() {
+    let run = Holder::start(&HOLDER.replace("print('right'", "import os; os.system('true'); print('right'"));
+    assert_code(&run.reclaim("32M"), 0);
+    let tracer = refuse(thread(parent(run.pid), "gate"), "ioctl", "error=ENOMEM");
+    right_or_said(run);
+    end(tracer);
+}
+
+#[test]
 fn pages_come_back_though_the_kernel_has_no_memory_for_every_third_of_them() {
     let mut run = Holder::start(HOLDER);
     assert_code(&run.reclaim("48M"), 0);
