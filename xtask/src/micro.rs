@@ -13,7 +13,7 @@ const CRATES: [(&str, &str); 3] =
 
 /// Makes what the next ones are run on.
 const IMAGES: &str = "page_images";
-const ON_IMAGES: [&str; 2] = ["compressors", "pool_costs"];
+const ON_IMAGES: [&str; 3] = ["compressors", "pool_costs", "fault_path"];
 
 /// Runs them all, one after the other.
 pub(crate) fn run_all() -> Result<Value, String> {
