@@ -20,6 +20,7 @@ pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
         println!("without {name}: {}", rule.without);
         options.rules = rule.off();
         options.gated &= rule.gated;
+        options.program = rule.program;
         first = rule.first;
     }
     let minutes = args.number("--minutes", 0)?;

@@ -68,6 +68,7 @@
 mod agent;
 pub mod bare;
 mod campaign;
+mod directed;
 mod driver;
 mod kernel;
 mod memory;
@@ -180,11 +181,13 @@ pub struct Options {
     pub gated: bool,
     /// The rules.
     pub rules: Rules,
+    /// What is run, if it is not to follow from the seed.
+    pub program: Option<fn() -> Program>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { threads: None, gated: true, rules: Rules::default() }
+        Self { threads: None, gated: true, rules: Rules::default(), program: None }
     }
 }
 
@@ -230,8 +233,11 @@ pub fn of_seed(seed: u64, options: &Options) -> (Setup, Program) {
         whims: true,
         patience: 2_000_000,
     };
-    let program = Program::new(&mut rng, &taste);
-    (setup, program)
+    match options.program {
+        // As small as it can be, and threads that are held up for long.
+        Some(program) => (Setup { arena: 6, kill: None, sluggish: 9, ..setup }, program()),
+        None => (setup, Program::new(&mut rng, &taste)),
+    }
 }
 
 /// Runs a program once, with one of its schedules. Gives back what is wrong, what happened, and the history if it was

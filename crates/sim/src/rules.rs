@@ -2,6 +2,8 @@
 
 use vswap_pager::proto;
 
+use crate::{Program, directed};
+
 /// What is switched on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rules {
@@ -43,6 +45,8 @@ pub struct Rule {
     pub first: u64,
     /// Whether it is needed with the gate; else it is without.
     pub gated: bool,
+    /// A program that needs it, where those that follow from seeds hardly ever do.
+    pub program: Option<fn() -> Program>,
     off: fn(&mut Rules),
 }
 
@@ -64,7 +68,7 @@ macro_rules! rules {
     ($($name:literal, $without:literal $(, $($field:ident).+)+;)*) => {
         /// All rules that have a switch.
         pub const RULES: &[Rule] = &[$(
-            Rule { name: $name, without: $without, first: first($name), gated: gated($name), off: |rules| { $(rules.$($field).+ = false;)+ } },
+            Rule { name: $name, without: $without, first: first($name), gated: gated($name), program: program($name), off: |rules| { $(rules.$($field).+ = false;)+ } },
         )*];
     };
 }
@@ -112,5 +116,12 @@ const fn first(name: &str) -> u64 {
         b"untold-growth" => 23_000,
         b"fork-beside-move" => 3_793_000,
         _ => 0,
+    }
+}
+
+const fn program(name: &str) -> Option<fn() -> Program> {
+    match name.as_bytes() {
+        b"two-owners" => Some(directed::two_owners),
+        _ => None,
     }
 }
