@@ -230,9 +230,10 @@ impl Governor {
                 }
             }
         }
-        let stalled = self.shared.meters.some_ns.load(Relaxed);
-        let proactive = self.proactive.as_mut();
-        let cold = proactive.map_or(0, |it| it.look(Instant::now(), stalled, usage.tree / PAGE));
+        let cold = self.proactive.as_mut().map_or(0, |proactive| {
+            let stalled = self.shared.meters.some_ns.load(Relaxed);
+            proactive.look(Instant::now(), stalled, usage.tree / PAGE)
+        });
         let wished = self.shared.wish.missing(self.shared.meters.evictions.load(Relaxed));
         if room < headroom as i64 {
             let pages = (3 * headroom as i64 / 2 - room).max(0) as u64 / PAGE * 10 / YIELD_IN_TEN;

@@ -71,9 +71,7 @@ impl AddressSpace {
                 return self.stop(addr..addr + PAGE, why);
             }
             Answer::Done => {
-                if let Some(entry) = self.table.get(addr) {
-                    self.table.insert(addr, Entry { dead: false, ..entry });
-                }
+                self.table.alter(addr..addr + PAGE, |entry| entry.dead = false);
                 self.registered.insert(addr..addr + PAGE);
             }
             Answer::Refused => {
@@ -103,11 +101,7 @@ impl AddressSpace {
         }
         let Some(window) = self.window.take() else { return };
         for range in window.arrived.iter() {
-            for addr in self.table.addrs(range) {
-                if let Some(entry) = self.table.get(addr) {
-                    self.table.insert(addr, Entry { arrived: false, ..entry });
-                }
-            }
+            self.table.alter(range, |entry| entry.arrived = false);
         }
         self.counters.windows += 1;
         if !window.children.is_empty() {

@@ -33,11 +33,7 @@ impl AddressSpace {
                 );
                 return self.stop(part, why);
             }
-            for addr in self.table.addrs(range.clone()) {
-                if let Some(entry) = self.table.get(addr) {
-                    self.table.insert(addr, Entry { dead: true, arrived: true, ..entry });
-                }
-            }
+            self.table.alter(range.clone(), doubt);
             let window = self.open();
             window.unmapped.insert(range.clone());
             if !window.children.is_empty() {
@@ -56,34 +52,24 @@ impl AddressSpace {
         for range in window.unmapped.iter() {
             // Delivered before the fork, but perhaps made after it: the child's own pages tell.
             arrived.insert(range.clone());
-            for addr in table.addrs(range) {
-                if !self.rules.fork_marked {
+            if !self.rules.fork_marked {
+                for addr in table.addrs(range.clone()) {
                     table.remove(addr);
                 }
-                if let Some(entry) = table.get(addr) {
-                    table.insert(addr, Entry { arrived: true, ..entry });
-                }
             }
+            table.alter(range, |entry| entry.arrived = true);
         }
         // A fork beside an mremap: nobody knows which of the two the child has seen. The pages that the call touches
         // are of interest only to a program that races; but where one is resident, it is right and the slot is not.
         if beside {
-            for addr in table.addrs(0..!(PAGE - 1)) {
-                if let Some(entry) = table.get(addr) {
-                    table.insert(addr, Entry { inherited: true, ..entry });
-                }
-            }
+            table.alter(0..!(PAGE - 1), |entry| entry.inherited = true);
         }
         let mut unmapped = window.unmapped;
         if self.rules.fork_beside_move {
             // Nor does anybody know whether the child has since grown a mapping over where the call would have put them.
             for range in window.beside.iter() {
-                for addr in table.addrs(range) {
-                    if let Some(entry) = table.get(addr) {
-                        table.insert(addr, Entry { dead: true, arrived: true, ..entry });
-                        unmapped.insert(addr..addr + PAGE);
-                    }
-                }
+                unmapped.insert_pages(&table.addrs(range.clone()));
+                table.alter(range, doubt);
             }
         }
         for range in self.wiped.iter().filter(|_| self.rules.wipe) {
@@ -111,4 +97,9 @@ impl AddressSpace {
         }
         self.effects.push_back(Effect::Forked(key, Box::new(child)));
     }
+}
+
+/// Marks what may be gone: the close asks whether anything is mapped there.
+fn doubt(entry: &mut Entry) {
+    (entry.dead, entry.arrived) = (true, true);
 }

@@ -97,6 +97,16 @@ impl PageTable {
         old
     }
 
+    /// Changes the entries of a range.
+    pub fn alter(&mut self, range: Range<u64>, change: impl Fn(&mut Entry)) {
+        for addr in self.addrs(range) {
+            if let Some(mut entry) = self.get(addr) {
+                change(&mut entry);
+                self.insert(addr, entry);
+            }
+        }
+    }
+
     /// Takes the entry of the page at `addr` out.
     pub fn remove(&mut self, addr: u64) -> Option<Entry> {
         let (number, index) = split(addr);

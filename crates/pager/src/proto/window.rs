@@ -80,11 +80,7 @@ impl AddressSpace {
             self.drop_slots(range);
             return;
         }
-        for addr in self.table.addrs(range) {
-            if let Some(entry) = self.table.get(addr) {
-                self.table.insert(addr, Entry { dead: true, ..entry });
-            }
-        }
+        self.table.alter(range, |entry| entry.dead = true);
     }
 
     pub(super) fn discard(&mut self, range: Range<u64>) {
@@ -123,9 +119,6 @@ impl AddressSpace {
         window.unmapped.remove(target.clone());
         let in_order = !granted && self.sole_thread;
         let untold = !granted && !self.growth_is_told();
-        if untold && !self.sole_thread {
-            self.open().beside.insert(target.clone());
-        }
         let open_to_doubt = |entry: Entry| entry.dead && (untold || (doubtful && !entry.arrived));
         if self.table.iter(source.clone()).any(|(_, entry)| open_to_doubt(entry)) {
             // Unmapped, and alive after all, or grown over since: nobody has told.
@@ -135,12 +128,16 @@ impl AddressSpace {
             self.stop(source, why);
             return;
         }
-        if untold && !self.sole_thread && self.rules.two_owners {
+        if untold && !self.sole_thread {
             let left = self.table.addrs(source.clone());
+            let two_owners = self.rules.two_owners;
             let window = self.open();
-            window.left.insert_pages(&left);
-            for part in window.emptied.overlaps(&source).collect::<Vec<_>>() {
-                window.left.insert(part);
+            window.beside.insert(target.clone());
+            if two_owners {
+                window.left.insert_pages(&left);
+                for part in window.emptied.overlaps(&source).collect::<Vec<_>>() {
+                    window.left.insert(part);
+                }
             }
         }
         if in_order || !self.rules.remap_proves_source {

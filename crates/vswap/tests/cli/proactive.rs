@@ -1,9 +1,10 @@
 //! `--proactive`: what a program does not use leaves far below its limit, and only if its user wants that.
 
+use std::process::Stdio;
+
 use serde_json::Value;
 
 use crate::harness::{Scratch, assert_code, collect, stdout, vswap};
-use std::process::Stdio;
 
 /// 64 MiB that nobody looks at for a while, beside a loop that goes on.
 const COLD: &str = "import os, sys, time, zlib
