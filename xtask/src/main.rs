@@ -38,7 +38,8 @@ usage: cargo xtask COMMAND [OPTIONS]
   programs [NAME…]           real programs under vswap run at half of their natural memory, byte for byte
                              [--limit-percent N] [--quick] [--vswap PATH] [--vswap-args \"ARGS\"] [--list]
   soak                       torture on 1, 2, 4 and 8 threads at several limits, with and without the gate
-                             [--minutes N] [--seconds N, of each combination] [--seed N] [--vswap PATH] [--vswap-args \"ARGS\"]
+                             [--ungated: only without] [--minutes N] [--seconds N, of each combination] [--seed N]
+                             [--vswap PATH] [--vswap-args \"ARGS\"]
   sim                        the pager's protocol under a simulated kernel, from seeds
                              [--seeds N] [--seed S] [--threads T] [--without RULE] [--ungated] [--minutes M]
   bench [NAME…]              programs alone, on the kernel's zram and zswap, and under vswap, at equal total memory;

@@ -197,7 +197,8 @@ impl Cell {
 pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
     let mut args = Args::new(words);
     let minutes = args.number("--minutes", 30)?.max(1);
-    let cells = (THREADS.len() * PERCENTS.len() * 2) as u64;
+    let gates: &[bool] = if args.flag("--ungated") { &[false] } else { &[true, false] };
+    let cells = (THREADS.len() * PERCENTS.len() * gates.len()) as u64;
     let seconds = args.number("--seconds", minutes * 60 / cells)?.max(ROUND);
     let seed = args.number("--seed", 1)?;
     let (vswap, vswap_args) = (args.value("--vswap")?, args.list("--vswap-args")?);
@@ -217,7 +218,7 @@ pub(crate) fn main(words: Vec<String>) -> Result<bool, String> {
         Table::new(&[&head[..], &["windows", "mremaps", "forks", "freezes", "stops", "result"]].concat());
     let (mut passed, mut failed, mut pages, mut stops) = (0, 0, 0, 0);
     let mut number = seed;
-    for gate in [true, false] {
+    for &gate in gates {
         for threads in THREADS {
             for percent in PERCENTS {
                 number += 1;

@@ -51,7 +51,10 @@ impl Holder {
         {
             line.push(char::from(bytes[0]));
         }
-        assert_eq!(line, "ready");
+        if line != "ready" {
+            let done = collect(child);
+            panic!("{line:?} and not ready; {}: {}", done.status, stderr(&done));
+        }
         let mut holder = Self { child: Some(child), dir, pid: 0 };
         holder.pid = holder.status()["pid"].as_u64().unwrap() as u32;
         holder
