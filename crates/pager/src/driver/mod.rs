@@ -23,6 +23,7 @@ mod entrance;
 mod forks;
 mod freeze;
 mod gate;
+mod gathering;
 mod governor;
 mod headroom;
 mod hub;

@@ -231,9 +231,9 @@ impl Server {
             }
             Message::Fault { addr, write, tid, .. } => {
                 self.seen(tid);
-                self.port.placement.follow(self.tenant.pid.load(Relaxed), tid);
-                self.settler.faulted(tid);
                 let stamp = self.shared.now_ns();
+                self.port.placement.follow(self.tenant.pid.load(Relaxed), tid, stamp);
+                self.settler.faulted(tid);
                 self.space.set_now(stamp);
                 self.space.input(Input::Fault(Fault { addr, write, tid, stamp }));
             }

@@ -29,8 +29,8 @@ pub use process_vm::{Remote, read_memory, write_memory};
 pub use remote::Memory;
 pub use spawn::{Program, SpawnError, Step, raise_open_files_limit, spawn};
 pub use thread::{
-    Anchor, Doing, ThreadFile, allowed_cpus, clear_affinity, cpu_of_thread, current_cpu, doing,
-    robust_list_head, set_affinity_self, set_nice_self, set_realtime_self, switches,
+    Anchor, Doing, ThreadFile, allowed_cpus, clear_affinity, cpu_of_thread, current_cpu, doing, own_cpu_ns,
+    robust_list_head, set_affinity, set_affinity_self, set_nice_self, set_realtime_self, switches,
 };
 pub use tree::{children_of, descendants_of, descends_from, threads};
 pub use wait::{kill, pidfd_open, raise_like, reap, tgkill_check, wait};

@@ -44,6 +44,16 @@ pub fn set_affinity_self(cpu: u32) -> io::Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
+/// Binds another thread to one CPU.
+///
+/// # Errors
+///
+/// `EINVAL`: no such CPU, or not one of its cpuset; `ESRCH`; `EPERM`: another user's, without `CAP_SYS_NICE`.
+pub fn set_affinity(tid: u32, cpu: u32) -> io::Result<()> {
+    let set = only(cpu).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+    Ok(rustix::thread::sched_setaffinity(Some(checked(tid)?), &set)?)
+}
+
 /// This CPU alone, if the set can name it.
 fn only(cpu: u32) -> Option<CpuSet> {
     if cpu as usize >= CpuSet::MAX_CPU {
@@ -101,6 +111,12 @@ pub fn clear_affinity() -> io::Result<()> {
 /// The CPU the calling thread is on at this moment.
 pub fn current_cpu() -> u32 {
     rustix::thread::sched_getcpu() as u32
+}
+
+/// How long the calling thread has run so far, in nanoseconds.
+pub fn own_cpu_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// Sets the calling thread's nice value: -20 (first) to 19 (last).
@@ -253,6 +269,28 @@ mod tests {
             drop(anchor);
             assert_eq!(cpus_of(tid), before);
         }
+    }
+
+    #[test]
+    fn a_bound_thread_wakes_up_there() {
+        let (tid, wake, said) = sleeper();
+        for cpu in allowed_cpus() {
+            set_affinity(tid, cpu).unwrap();
+            wake.send(()).unwrap();
+            assert_eq!(said.recv().unwrap(), cpu);
+        }
+        assert!(set_affinity(tid, u32::MAX).is_err() && set_affinity(0, 0).is_err());
+    }
+
+    #[test]
+    fn only_running_takes_time() {
+        let before = own_cpu_ns();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let slept = own_cpu_ns() - before;
+        while own_cpu_ns() < before + slept + 1_000_000 {
+            std::hint::spin_loop();
+        }
+        assert!(slept < 20_000_000, "{slept}");
     }
 
     #[test]

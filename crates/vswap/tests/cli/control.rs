@@ -11,6 +11,7 @@ use crate::harness::{
     PATIENCE, assert_code, is_dead, is_root, kill, output, parent, stat, stderr, stdout, vswap, within,
 };
 use crate::holder::{HOLDER, Holder};
+use crate::take_back::agent_of;
 
 #[test]
 fn status_tells_where_memory_is_and_reclaim_moves_it() {
@@ -56,6 +57,24 @@ fn status_tells_where_memory_is_and_reclaim_moves_it() {
     for word in ["python3", "Memory", "Evicted", "in the pool", "p99", "Stalled", &run.pid.to_string()] {
         assert!(stdout(&text).contains(word), "{word}\n{}", stdout(&text));
     }
+    run.finish();
+}
+
+/// Whom the server waits for runs where it does; the program keeps its CPUs.
+#[test]
+fn the_agent_is_on_the_servers_cpu() {
+    // Less than it fills: it faults, and pages leave.
+    let run = Holder::with(&["--quiet", "-m", "40M"], HOLDER);
+    let pid = run.pid.to_string();
+    let cpus = |tid: &str| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+        line.trim().to_owned()
+    };
+    let agent = agent_of(&pid).unwrap();
+    assert!(cpus(&agent).parse::<u32>().is_ok(), "{}", cpus(&agent));
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    assert!(own.contains(&format!("Cpus_allowed_list:\t{}\n", cpus(&pid))), "{own}");
     run.finish();
 }
 

@@ -66,7 +66,7 @@ print('right' if right else 'wrong')
 ";
 
 /// The agent's thread in a process.
-fn agent_of(pid: &str) -> Option<String> {
+pub(crate) fn agent_of(pid: &str) -> Option<String> {
     let mut tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?.filter_map(Result::ok);
     let is_agent = |name: String| name == "vswap-agent\n";
     let agent = tasks.find(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(is_agent));

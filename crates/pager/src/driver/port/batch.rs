@@ -66,10 +66,13 @@ impl Port {
             return nothing;
         }
         self.batches += 1;
+        self.placement.bring(self.tenant.pid.load(Relaxed), self.agent_tid());
         let batch = if self.send(&wire::Command::Evict { runs: batch }) {
-            self.tenant.watch.awaits_agent(self.shared.now_ns());
+            let began = self.shared.now_ns();
+            self.tenant.watch.awaits_agent(began);
             let batch = self.await_agent();
             self.tenant.watch.awaits_agent(0);
+            self.placement.awaited(self.shared.now_ns().saturating_sub(began));
             batch
         } else {
             Batch { ended: true, ..Batch::default() }
