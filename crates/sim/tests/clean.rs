@@ -48,14 +48,25 @@ fn without_the_gate_and_with_one_thread() {
     clean(options, 2_000);
 }
 
+fn right(seed: u64, options: Options) {
+    let (setup, program) = of_seed(seed, &options);
+    let (failure, ..) = vswap_sim::run(&setup, &program, 0, false);
+    assert_eq!(failure, None, "seed {seed}");
+}
+
 /// Runs that once read what another thread had unmapped, or stopped without a word of the gate.
 #[test]
 fn what_was_found_without_the_gate() {
     for seed in [211_146, 702_489] {
-        let options = Options { gated: false, ..Options::default() };
-        let (setup, program) = of_seed(seed, &options);
-        let (failure, ..) = vswap_sim::run(&setup, &program, 0, false);
-        assert_eq!(failure, None, "seed {seed}");
+        right(seed, Options { gated: false, ..Options::default() });
+    }
+}
+
+/// Runs that once were stopped: a vfork child was killed as it unmapped, between the look at the mapping and the scan.
+#[test]
+fn what_was_found_with_the_gate() {
+    for seed in [777_169_097, 888_148_934] {
+        right(seed, Options::default());
     }
 }
 

@@ -42,7 +42,7 @@ enum Step {
     /// Has no event come since?
     Quiet(Mapping),
     Scan(Range<u64>),
-    /// A resident page was seen that has a slot: a contradiction, unless an event is unread.
+    /// A resident page was seen that has a slot: a contradiction, unless an event is unread, or was lost.
     Suspect(u64),
     Move(Vec<Range<u64>>),
 }
@@ -60,7 +60,8 @@ impl Sweep {
             Step::Register(mapping) => Command::Register(mapping.range.clone()),
             Step::Fresh(mapping) | Step::Confirm(mapping) => Command::Mapping(mapping.range.start),
             Step::Wiped(mapping) => Command::WipedOnFork(mapping.range.clone()),
-            Step::Quiet(_) | Step::Suspect(_) => Command::Probe,
+            Step::Suspect(addr) => Command::ProbePage(*addr),
+            Step::Quiet(_) => Command::Probe,
             Step::Scan(range) => Command::Scan(range.clone(), BATCH_PAGES),
             Step::Move(runs) => Command::Move(runs.clone()),
         }
@@ -174,6 +175,11 @@ impl AddressSpace {
             (Step::Suspect(addr), Answer::Done) => {
                 self.stop_at_present(addr);
                 None
+            }
+            // What we knew is gone, its event with somebody who was killed, and this came after the mapping was looked at.
+            (Step::Suspect(addr), Answer::Refused) => {
+                self.evict_hand = addr;
+                Some(Step::Find)
             }
             (Step::Move(runs), Answer::Moved(pages, changing)) => {
                 sweep.evict = sweep.evict.saturating_sub(pages.len() as u64);
