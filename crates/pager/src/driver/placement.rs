@@ -125,7 +125,12 @@ mod tests {
             say.send(own.file_name().unwrap().to_str().unwrap().parse().unwrap()).unwrap();
             let _ = woken.recv();
         });
-        (said.recv().unwrap(), wake)
+        let tid = said.recv().unwrap();
+        // Until it sleeps the kernel may send it elsewhere.
+        while matches!(process::doing(std::process::id(), tid), Ok(process::Doing::Running)) {
+            std::thread::yield_now();
+        }
+        (tid, wake)
     }
 
     #[test]
